@@ -31,6 +31,7 @@ from faust.transport.consumer import ensure_TP
 from faust.transport.drivers import aiokafka as driver
 from faust.transport.producer import ProducerBuffer
 from faust.types import TP, ConsumerMessage, RecordMetadata
+from faust.types.enums import ProcessingGuarantee
 from faust.types.events import EventT
 from faust.types.tuples import FutureMessage, Message
 
@@ -450,15 +451,15 @@ def install(app: faust.App, *, bulk_topics: Iterable[str], bulk_max: int = 2000,
             )
     if "tables" in vars(app):
         raise ConfigurationError("install() has to come before the app's first table")
-    conf = app.conf
+    conf = cast(Any, app.conf)
     if conf.consumer_auto_offset_reset != "earliest":
         raise ConfigurationError(
             "consumer_auto_offset_reset must be earliest: latest skips what came before the first commit"
         )
-    if conf.producer_threaded or app.in_transaction:
+    if conf.producer_threaded or conf.processing_guarantee != ProcessingGuarantee.AT_LEAST_ONCE:
         raise ConfigurationError("producer_threaded and exactly_once are not supported")
-    conf.TableManager = SafeTableManager  # type: ignore[assignment]
-    conf.Table = PartitionedTable  # type: ignore[assignment]
+    conf.TableManager = SafeTableManager
+    conf.Table = PartitionedTable
     app.transport = SafeTransport(
         conf.broker_consumer, app, bulk_topics=bulk_topics, bulk_max=bulk_max, fetch_max_wait_ms=fetch_max_wait_ms
     )
