@@ -1,0 +1,621 @@
+"""The book of one shard: `book = fold(inbox)`, and what follows from it.
+
+`step` folds inputs and reconciles: desired = compose(controls that hold the actuator, default). Start, end, cancel,
+supersede, resume, release, retry, restart and coming back online are this one mechanism. Pure, synchronous, no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vpp_dispatch.domain import correlation
+from vpp_dispatch.domain.account import Counts, Reason, State
+from vpp_dispatch.domain.command import U8, Commands, ResultCode, Results
+from vpp_dispatch.domain.inputs import Cancel, Close, Consent, Progress, RegistryChange, Selector, ShardInput, Telemetry
+from vpp_dispatch.domain.membership import (
+    HOLDING,
+    NO_RELEASE,
+    RELEASE_CONFIRMED,
+    RELEASE_DUE,
+    RELEASE_REFUSED,
+    SKIPPED,
+    WAITING,
+    Membership,
+    Part,
+)
+from vpp_dispatch.domain.roster import LISTED, PAGE, Catalogue, Policy, Roster, Rows
+from vpp_dispatch.domain.setpoint import Due, QueryResults, Setpoints, SetResults
+from vpp_dispatch.domain.signal import QUERY_BIT, Actuator, Control, Kind
+
+BUILT = (Actuator.EMS, Actuator.EXPORT)
+"""The actuators that this service commands."""
+
+KEEP_CLOSED_S = 3600.0
+"""How long members of a closed event are kept for corrections."""
+
+REMEMBER_S = 7 * 86400.0
+"""How long a closed event is known, so that a repeated control starts nothing."""
+
+
+@dataclass(slots=True)
+class Effects:
+    """What a step tells its shell. `orphans`: offsets of inbox records with results that nobody asked for (R26)."""
+
+    orphans: list[int] = field(default_factory=list)
+    orphan_results: int = 0
+    codes: np.ndarray = field(default_factory=lambda: np.zeros(len(ResultCode), np.int64))
+    duplicates: int = 0
+    late: int = 0
+    suspects: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What a shard's devices owe now, per actuator; times epoch seconds, inf if none."""
+
+    held: int
+    debts: int
+    refused: int
+    past_window: int
+    oldest_hold_at: float
+    oldest_debt_at: float
+
+
+class Book:
+    """All devices of one shard, their setpoints and the events that target them."""
+
+    def __init__(self, *, shard: int, epoch: int, catalogue: Catalogue, policy: Policy) -> None:
+        self.shard = shard
+        self.epoch = epoch
+        self.catalogue = catalogue
+        self.policy = policy
+        self.roster = Roster(catalogue=catalogue, policy=policy)
+        self.setpoints = {
+            a: Setpoints(actuator=a, policy=policy, family_default=catalogue.family_default(a)) for a in BUILT
+        }
+        self.memberships: dict[tuple[str, int], Membership] = {}
+        self.closed: dict[str, tuple[int, float]] = {}  # event -> (revision, forget at)
+        self.next_slot = 1
+        self.progress_sequence = 0
+        self.outcome_count = 0
+        self.now = 0.0
+        self.wake_at = 0.0
+        self.due_at = 0.0
+        self.last_result_at = 0.0
+        self.folded_to: dict[tuple[Actuator, int], int] = {}  # page -> inbox offset that its saved row holds
+        self.head_dirty = False
+        self.published_news = False
+        self.dropped: set[tuple[str, int]] = set()  # memberships whose saved rows have to go
+
+    # ------------------------------------------------------------------ fold
+
+    def step(self, inputs: Sequence[tuple[int, ShardInput]], now: float, *, reconcile: bool = True) -> Effects:
+        """Folds inputs, each with its inbox offset (-1 for telemetry), then reconciles.
+
+        `now` never goes backwards within a shard. Without `reconcile` (while the inbox is read up after a takeover)
+        inputs are folded and nothing is decided, so that what is old decides nothing.
+        """
+        now = self.now = max(self.now, now)
+        effects = Effects()
+        for offset, message in inputs:
+            match message:
+                case Results():
+                    self._results(offset, message, now, effects)
+                case Selector():
+                    self._selector(message, now)
+                case Cancel():
+                    self._cancel(message)
+                case Close():
+                    self._close(message, now)
+                case Consent():
+                    self.roster.consented(message)
+                    self._grow()
+                    self.head_dirty = True
+                case RegistryChange():
+                    changed = self.roster.register(message)
+                    self._grow()
+                    self.registry_defaults(changed)
+                case Telemetry():
+                    back = self.roster.observe(message.operations, message.batteries)
+                    if back:
+                        for setpoints in self.setpoints.values():
+                            setpoints.back_online(np.array(back, np.int64), now)
+        if reconcile and (inputs or now >= self.wake_at):
+            self._reconcile(now)
+        if inputs:
+            self.due_at = 0.0
+        return effects
+
+    def _grow(self) -> None:
+        for setpoints in self.setpoints.values():
+            setpoints.grow(len(self.roster.columns))
+
+    def registry_defaults(self, rows: Iterable[int]) -> None:
+        """Takes the registry's defaults of these rows (R37)."""
+        for row in rows:
+            record = self.roster.records[row]
+            for actuator, setpoints in self.setpoints.items():
+                pair = record.default.get(actuator) if record else None
+                setpoints.registry[row] = (True, *pair) if pair else (False, 0, 0)
+
+    def _selector(self, selector: Selector, now: float) -> None:
+        event = selector.event
+        known = max([revision for key, revision in self.memberships if key == event], default=0)
+        known = max(known, self.closed.get(event, (0, 0.0))[0])
+        if selector.revision <= known:
+            return
+        for (key, _), older in self.memberships.items():
+            if key == event and not older.replaced:
+                # It goes on holding until its successor has decided (R2, R13), and has nothing to tell any more.
+                older.end_at = min(older.end_at, max(selector.start_at, now))
+                older.replaced = older.dirty = True
+        membership = Membership(slot=self.next_slot, selector=selector)
+        self.next_slot += 1
+        self.head_dirty = True
+        membership.resolve(*self.roster.members(selector.targets))
+        self.memberships[event, selector.revision] = membership
+        if selector.test:
+            self._judge(membership, now)
+
+    def _judge(self, membership: Membership, now: float) -> None:
+        """A test is judged once, as if it ran now; it holds nothing (R6)."""
+        for part in membership.parts:
+            m = part.members
+            reason = self._gate(part, m["row"].astype(np.int64), now)
+            m["state"] = np.where(reason > 0, State.SKIPPED, State.UNUSED)
+            m["reason"] = reason
+            m["phase"] = SKIPPED
+        membership.started = True
+        membership.end()
+
+    def _cancel(self, cancel: Cancel) -> None:
+        membership = self.memberships.get((cancel.event, cancel.revision))
+        if membership is not None and not membership.cancelled and not membership.closed_at:
+            membership.end_at = min(membership.end_at, cancel.at)
+            membership.cancelled = membership.dirty = membership.news = True
+
+    def _close(self, close: Close, now: float) -> None:
+        membership = self.memberships.get((close.event, close.revision))
+        if membership is None or membership.closed_at:
+            return
+        for part in membership.parts:
+            self._observe(membership, part, now)
+        if not membership.ended:
+            membership.end_at = min(membership.end_at, now)
+            membership.end()
+        membership.closed_at = close.at
+        membership.dirty = membership.news = True
+
+    def _results(self, offset: int, results: Results, now: float, effects: Effects) -> None:
+        shard, row, kind, generation, attempt = correlation.unpack(results.ids)
+        row = row.astype(np.int64)
+        actuators = kind & (QUERY_BIT - 1)
+        known = (shard == self.shard) & (row < len(self.roster)) & np.isin(actuators, BUILT)
+        if not known.all():
+            effects.orphans.append(offset)
+            effects.orphan_results += int((~known).sum())
+        effects.codes += np.bincount(results.code, minlength=len(ResultCode))[: len(ResultCode)]
+        if len(results):
+            self.last_result_at = now
+        digests = np.ascontiguousarray(results.ids[:, 8:]).view(">u8").astype(np.uint64).reshape(-1)
+        digests &= np.uint64((1 << correlation.DIGEST_BITS) - 1)
+        for actuator, setpoints in self.setpoints.items():
+            mine = known & (actuators == actuator)
+            for page in np.unique(row[mine] // PAGE).tolist():
+                if self.folded_to.get((actuator, page), 0) > offset:
+                    mine &= row // PAGE != page  # the page's saved row holds this already
+            offline: list[Rows] = []
+            index = np.flatnonzero(mine & (kind < QUERY_BIT))
+            if len(index):
+                offline.append(
+                    self._set_results(
+                        setpoints,
+                        SetResults(
+                            row=row[index],
+                            generation=generation[index],
+                            attempt=attempt[index],
+                            digest=digests[index],
+                            code=results.code[index],
+                            accepted=results.accepted[index],
+                            at=results.at[index],
+                        ),
+                        now,
+                        effects,
+                    )
+                )
+            index = np.flatnonzero(mine & (kind >= QUERY_BIT))
+            if len(index):
+                offline.append(row[index][results.code[index] == ResultCode.OFFLINE])
+                confirmed, refused = setpoints.fold_queries(
+                    QueryResults(
+                        row=row[index],
+                        query=generation[index],
+                        code=results.code[index],
+                        first=results.first[index],
+                        second=results.second[index],
+                        at=results.at[index],
+                    ),
+                    now,
+                )
+                self._releases(setpoints, confirmed, RELEASE_CONFIRMED)
+                self._releases(setpoints, refused, RELEASE_REFUSED)
+            for rows in offline:
+                self.roster.facts["refused_offline_at"][rows] = now
+
+    def _set_results(self, setpoints: Setpoints, results: SetResults, now: float, effects: Effects) -> Rows:
+        columns = setpoints.columns
+        sent_at = columns["published_at"][results.row]
+        folded = setpoints.fold(results, now)
+        stale = folded.stale
+        matched = np.zeros(len(stale), bool)
+        repeated = np.zeros(len(stale), bool)
+        if len(stale):
+            applied = (results.code[stale] == ResultCode.SUCCESS) & ~results.accepted[stale]
+            for membership in self.memberships.values():
+                hit, again = membership.late_results(
+                    setpoints.actuator, results.row[stale], results.generation[stale], applied, results.at[stale]
+                )
+                matched |= hit
+                repeated |= again
+            suspects = results.row[stale][folded.overtaken & ~repeated]
+            if len(suspects):
+                setpoints.reassert(suspects)
+                effects.suspects += len(np.unique(suspects))
+            effects.late += int((matched & ~repeated).sum())
+        effects.duplicates += len(folded.duplicate) + int(repeated.sum())
+        for slot, rows in _by_owner(columns["owner"][results.row[folded.duplicate]], results.row[folded.duplicate]):
+            membership = self._at_slot(slot)
+            if membership:
+                membership.duplicates += len(rows)
+                membership.dirty = membership.news = True
+        answered = folded.answered
+        held = answered[columns["held"][results.row[answered]]]
+        took = np.maximum(results.at[held] - sent_at[held], 0.0)
+        for slot, seconds in _by_owner(columns["owner"][results.row[held]], took):
+            membership = self._at_slot(slot)
+            if membership:
+                membership.result_took(seconds)
+                membership.dirty = membership.news = True
+        refused = np.unique(results.row[answered][columns["refused"][results.row[answered]]])
+        self._releases(setpoints, refused, RELEASE_REFUSED)
+        return folded.offline
+
+    def _at_slot(self, slot: int) -> Membership | None:
+        return next((m for m in self.memberships.values() if m.slot == slot), None)
+
+    def _releases(self, setpoints: Setpoints, rows: Rows, outcome: int) -> None:
+        """Writes what became of releases to the event that owes them."""
+        for slot, owned in _by_owner(setpoints.columns["owner"][rows], rows):
+            membership = self._at_slot(slot)
+            if membership is None:
+                continue
+            for part in membership.parts:
+                if part.control.actuator is setpoints.actuator:
+                    m = part.members
+                    index = np.flatnonzero(np.isin(m["row"], owned) & (m["release"] != NO_RELEASE))
+                    m["release"][index] = outcome
+            membership.dirty = membership.news = True
+
+    # ------------------------------------------------------------------ reconcile
+
+    def _reconcile(self, now: float) -> None:
+        for membership in self.memberships.values():
+            if not membership.ended:
+                for part in membership.parts:
+                    self._observe(membership, part, now)
+        for membership in list(self.memberships.values()):
+            self._advance(membership, now)
+        for setpoints in self.setpoints.values():
+            self._compose(setpoints, now)
+        for membership in self.memberships.values():
+            if not membership.ended:
+                for part in membership.parts:
+                    self._observe(membership, part, now)
+        self._want_defaults()
+        self._forget(now)
+        self.due_at = 0.0
+        self.wake_at = self._next_wake(now)
+
+    def _observe(self, membership: Membership, part: Part, now: float) -> None:
+        membership.observe(part, self.setpoints[part.control.actuator], now)
+
+    def _advance(self, membership: Membership, now: float) -> None:
+        """Starts, gates and ends one event."""
+        if membership.ended:
+            membership.timed_out(now, self.policy.result_timeout_s)
+            return
+        selector = membership.selector
+        if not membership.started and selector.start_at <= now < membership.end_at:
+            membership.resolve(*self.roster.members(selector.targets))
+            membership.started = True
+        if now >= membership.end_at:
+            membership.end()
+            return
+        if membership.started:
+            for part in membership.parts:
+                self._admit(membership, part, now)
+
+    def _admit(self, membership: Membership, part: Part, now: float) -> None:
+        """Takes members in, and lets those go who lost a key (R16, R18)."""
+        m = part.members
+        index = np.flatnonzero(m["phase"] == HOLDING)
+        if len(index):
+            registered, consenting = self.roster.allowed(m["row"][index].astype(np.int64), now)
+            if not (registered & consenting).all():
+                membership.leave(part, index[~registered], State.REJECTED, Reason.REMOVED)
+                membership.leave(part, index[registered & ~consenting], State.REJECTED, Reason.CONSENT_WITHDRAWN)
+        index = np.flatnonzero((m["phase"] == WAITING) | (m["phase"] == SKIPPED))
+        if not len(index):
+            return
+        reason = self._gate(part, m["row"][index].astype(np.int64), now)
+        enters, stays = index[reason == 0], index[reason > 0]
+        if len(enters):
+            m["phase"][enters] = HOLDING
+            m["held"][enters] = True
+            m["state"][enters] = State.PENDING
+            m["reason"][enters] = 0
+        why = reason[reason > 0]
+        if len(enters) or ((m["phase"][stays] != SKIPPED) | (m["reason"][stays] != why)).any():
+            membership.dirty = membership.news = True
+        m["phase"][stays] = SKIPPED
+        m["state"][stays] = State.SKIPPED
+        m["reason"][stays] = why
+
+    def _gate(self, part: Part, rows: Rows, now: float) -> U8:
+        control = part.control
+        reason = self.roster.gate(rows, control, now)
+        known, _, _ = self.setpoints[control.actuator].default()
+        reason[(reason == 0) & ~known[rows]] = Reason.DEFAULT_UNKNOWN
+        return reason
+
+    def _compose(self, setpoints: Setpoints, now: float) -> None:
+        """Desired = the controls that hold the actuator, else the default (R10-R13)."""
+        actuator = setpoints.actuator
+        holders = sorted(
+            (
+                (membership, part)
+                for membership in self.memberships.values()
+                if not membership.ended
+                for part in membership.parts
+                if part.control.actuator is actuator
+            ),
+            key=lambda pair: pair[0].primacy,
+        )
+        n = len(setpoints.columns)
+        held = np.zeros(n, bool)
+        first = np.zeros(n, np.int32)
+        second = np.zeros(n, np.int32)
+        owner = np.zeros(n, np.uint32)
+        end_at = np.zeros(n)
+        priority = np.zeros(n, np.uint8)
+        for membership, part in holders:
+            rows = part.members["row"][part.members["phase"] == HOLDING].astype(np.int64)
+            mode, watts = self._pair(part.control)
+            if actuator is Actuator.EXPORT:  # the tightest of all that hold (R12)
+                wins = rows[~held[rows] | (watts <= second[rows])]
+            else:  # the strongest, which comes last
+                wins = rows
+            held[rows] = True
+            first[wins], second[wins], owner[wins] = mode, watts, membership.slot
+            end_at[wins], priority[wins] = membership.end_at, membership.selector.priority
+        if actuator is Actuator.EXPORT:
+            known, limited, limit = setpoints.default()
+            second = np.where(held & known & (limited == 1), np.minimum(second, limit), second)
+            step = np.maximum(self.roster.ability["export_step_w"], 1.0)
+            second = np.floor(np.floor(second / step + 1e-9) * step + 1e-9).astype(np.int32)
+        for membership, part in holders:
+            m = part.members
+            holding = m["phase"] == HOLDING
+            live = holding if actuator is Actuator.EXPORT else holding & (owner[m["row"]] == membership.slot)
+            if (live != m["live"]).any():
+                m["live"] = live
+                membership.dirty = membership.news = True
+        released = setpoints.assign(
+            held=held, first=first, second=second, owner=owner, end_at=end_at, priority=priority, now=now
+        )
+        for slot, rows in _by_owner(setpoints.columns["owner"][released], released):
+            membership = self._at_slot(slot)
+            if membership is not None:
+                for part in membership.parts:
+                    if part.control.actuator is actuator:
+                        part.members["release"][np.isin(part.members["row"], rows)] = RELEASE_DUE
+                membership.dirty = membership.news = True
+        for membership in self.memberships.values():
+            for part in membership.parts:
+                m = part.members
+                if part.control.actuator is actuator and (m["release"] == RELEASE_DUE).any():
+                    taken = (m["release"] == RELEASE_DUE) & held[m["row"]]
+                    if taken.any():  # somebody else holds it now, and owes the release (R34)
+                        m["release"][taken] = NO_RELEASE
+                        membership.dirty = membership.news = True
+
+    def _pair(self, control: Control) -> tuple[int, int]:
+        if control.actuator is Actuator.EXPORT:
+            return 1, control.each_w or 0
+        return self.catalogue.mode_of(control.kind), 0 if control.kind is Kind.STANDBY else control.each_w or 0
+
+    def _want_defaults(self) -> None:
+        """Defaults are read when an event is accepted, before its start (R37)."""
+        if "query" not in self.policy.defaults:
+            return
+        for setpoints in self.setpoints.values():
+            setpoints.wanted[:] = False
+            setpoints.wanted_priority[:] = 255
+        for membership in self.memberships.values():
+            if membership.ended or membership.selector.test:
+                continue
+            for part in membership.parts:
+                setpoints = self.setpoints[part.control.actuator]
+                rows = part.members["row"]
+                setpoints.wanted[rows] = True
+                setpoints.wanted_priority[rows] = np.minimum(setpoints.wanted_priority[rows], membership.selector.priority)
+        for setpoints in self.setpoints.values():
+            setpoints.wanted &= ~setpoints.default()[0]
+
+    def _forget(self, now: float) -> None:
+        for key, membership in list(self.memberships.items()):
+            over = membership.replaced and membership.ended
+            if over or (membership.closed_at and now - membership.closed_at > KEEP_CLOSED_S):
+                event, revision = key
+                if not membership.replaced:
+                    self.closed[event] = (revision, membership.end_at + REMEMBER_S)
+                del self.memberships[key]
+                self.dropped.add(key)
+                self.head_dirty = True
+        for event, (_, until) in list(self.closed.items()):
+            if until < now:
+                del self.closed[event]
+                self.head_dirty = True
+
+    def _next_wake(self, now: float) -> float:
+        times = [np.inf]
+        for membership in self.memberships.values():
+            if not membership.ended:
+                times.append(membership.end_at)
+                if not membership.started:
+                    times.append(membership.selector.start_at)
+                elif any((part.members["phase"] == SKIPPED).any() for part in membership.parts):
+                    times.append(now + 5.0)  # facts grow old without telling
+            else:
+                for part in membership.parts:
+                    open_ = part.members["published_at"][part.members["state"] == State.PUBLISHED]
+                    if len(open_):
+                        times.append(float(open_.min()) + self.policy.result_timeout_s)
+        c = self.roster.columns[: len(self.roster)]
+        until = c["consent_until"][(c["consent"] == LISTED) & (c["consent_until"] > now)]
+        if len(until):
+            times.append(float(until.min()))
+        times.extend(setpoints.wake_at(now) for setpoints in self.setpoints.values())
+        return min(times)
+
+    # ------------------------------------------------------------------ what goes out
+
+    def due(self, now: float) -> list[tuple[Actuator, Due]]:
+        """What may be published now, by actuator; cheap when nothing is."""
+        now = max(self.now, now)
+        if now < self.due_at:
+            return []
+        n = len(self.roster.columns)
+        registered, consenting = self.roster.allowed(np.arange(n), now)
+        allowed = registered & consenting
+        facts = self.roster.facts
+        told = (facts["refused_offline_at"] > 0) & (now - facts["refused_offline_at"] <= self.policy.retry_backoff_s)
+        fresh = (facts["at"] > 0) & (now - facts["at"] <= self.policy.telemetry_max_age_s)
+        reachable = ~((fresh & ~facts["online"]) | told)
+        found = []
+        for actuator, setpoints in self.setpoints.items():
+            reading = allowed & reachable & self.roster.ability["supports"][:, actuator]
+            due = setpoints.due(now=now, allowed=allowed, reading=reading)
+            if len(due.row):
+                found.append((actuator, due))
+        if not found:
+            self.due_at = min(setpoints.wake_at(now) for setpoints in self.setpoints.values())
+        return found
+
+    def owes_release(self) -> bool:
+        """Whether a device stands without a hold and unconfirmed (R19)."""
+        return any((s.columns["armed"] & ~s.columns["held"]).any() for s in self.setpoints.values())
+
+    def commands(self, actuator: Actuator, rows: Rows, query: bool) -> Commands:
+        """The commands of due rows. From here on the devices count as possibly set."""
+        setpoints = self.setpoints[actuator]
+        n = len(rows)
+        if not query:
+            setpoints.publishing(rows)
+        c = setpoints.columns[rows]
+        return Commands(
+            shard=np.full(n, self.shard, np.uint8),
+            row=rows.astype(np.uint32),
+            actuator=np.full(n, actuator | QUERY_BIT if query else actuator, np.uint8),
+            generation=setpoints.next_query(rows) if query else c["generation"].copy(),
+            attempt=np.ones(n, np.uint8) if query else setpoints.next_attempt(rows),
+            sn=[self.roster.sns[row] for row in rows.tolist()],
+            first=np.zeros(n, np.int32) if query else c["first"].copy(),
+            second=np.zeros(n, np.int32) if query else c["second"].copy(),
+            deadline_at=np.where(c["held"], c["end_at"], np.inf) if not query else np.full(n, np.inf),
+            rated_w=self.roster.ability["rated_w"][rows].astype(np.int32),
+        )
+
+    def published(self, commands: Commands, digests: np.ndarray, now: float) -> None:
+        """Commands of one actuator and sort, acknowledged by GoodWe's broker; `digests` u8 as in their ids."""
+        kind = int(commands.actuator[0])
+        setpoints = self.setpoints[Actuator(kind & (QUERY_BIT - 1))]
+        rows = commands.row.astype(np.int64)
+        self.due_at = 0.0
+        self.wake_at = 0.0
+        if kind >= QUERY_BIT:
+            setpoints.queried(rows=rows, query=commands.generation, now=now)
+            return
+        setpoints.published(rows=rows, generation=commands.generation, attempt=commands.attempt, digest=digests, now=now)
+        self.published_news = True
+        held = setpoints.columns["held"][rows] & np.isfinite(commands.deadline_at)
+        for slot, index in _by_owner(setpoints.columns["owner"][rows[held]], np.flatnonzero(held)):
+            membership = self._at_slot(slot)
+            if membership is None:
+                continue
+            first = commands.attempt[index] == 1
+            membership.published += len(index)
+            membership.retried += int((~first).sum())
+            begun = max(membership.selector.start_at, membership.selector.accepted_at)
+            membership.publish_took(np.full(int(first.sum()), max(now - begun, 0.0)))
+            membership.dirty = membership.news = True
+
+    def in_flight(self, now: float) -> int:
+        """Commands that wait for an answer (R40)."""
+        return sum(setpoints.in_flight(now) for setpoints in self.setpoints.values())
+
+    def held(self, actuator: Actuator, now: float) -> Held:
+        """What the shard's devices hold and owe."""
+        c = self.setpoints[actuator].columns
+        held, debt = c["held"], c["armed"] & ~c["held"]
+        return Held(
+            held=int(held.sum()),
+            debts=int(debt.sum()),
+            refused=int((debt & c["refused"]).sum()),
+            past_window=int((held & (c["end_at"] < now)).sum()),
+            oldest_hold_at=float(c["since"][held].min(initial=np.inf)),
+            oldest_debt_at=float(c["since"][debt].min(initial=np.inf)),
+        )
+
+    # ------------------------------------------------------------------ what is told
+
+    def progress(self, *, all_: bool = False) -> list[Progress]:
+        """The accounts that changed since they were last told; all of them after a takeover."""
+        told = []
+        for (event, revision), membership in self.memberships.items():
+            if membership.replaced or not (membership.news or all_):
+                continue
+            membership.news = False
+            counts = membership.counts()
+            if counts == membership.told and not all_:
+                continue
+            membership.told = counts
+            self.progress_sequence += 1
+            told.append(
+                Progress(
+                    shard=self.shard,
+                    epoch=self.epoch,
+                    sequence=self.progress_sequence,
+                    event=event,
+                    revision=revision,
+                    counts=counts,
+                )
+            )
+        return told
+
+    def next_outcome_sequence(self) -> int:
+        """Sequences rise over takeovers too, since the epoch does: no two messages share one."""
+        self.outcome_count += 1
+        return self.epoch << 24 | self.outcome_count
+
+    def counts(self) -> Iterable[tuple[str, Counts]]:
+        """The account of each event that is not closed, for metrics."""
+        return [(key[0], m.told or m.counts()) for key, m in self.memberships.items() if not m.closed_at and not m.replaced]
+
+
+def _by_owner(owner: np.ndarray, values: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """Values grouped by the slot beside them; slot 0 is nobody."""
+    return [(int(slot), values[owner == slot]) for slot in np.unique(owner).tolist() if slot > 0]

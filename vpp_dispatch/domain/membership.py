@@ -1,0 +1,355 @@
+"""One revision of a dispatch event in one shard: its members, where each stands, and what was told of it.
+
+A member holds its control's actuator, or is skipped for a reason, or has left. What it shows is the state of the
+setpoint while it stands behind it, and what that was when it no longer does (R24).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vpp_dispatch.domain.account import LATENCY_BUCKETS_S, Counts, Latency, Reason, State
+from vpp_dispatch.domain.command import F64, U8, Flags
+from vpp_dispatch.domain.inputs import Selector
+from vpp_dispatch.domain.roster import Rows
+from vpp_dispatch.domain.setpoint import Setpoints
+from vpp_dispatch.domain.signal import Actuator, Control, Kind
+
+WAITING, HOLDING, SKIPPED, LEFT = 0, 1, 2, 3
+"""Phases of a member."""
+
+NO_RELEASE, RELEASE_DUE, RELEASE_CONFIRMED, RELEASE_REFUSED = 0, 1, 2, 3
+"""What became of the release that this event owes; it is owed by the last event that held (R34)."""
+
+MEMBER = np.dtype(
+    [
+        ("row", "<i4"),
+        ("phase", "u1"),
+        ("held", "?"),  # ever held: it got its share
+        ("live", "?"),  # its event stands behind the setpoint now
+        ("state", "u1"),
+        ("reason", "u1"),
+        ("generation", "<u4"),  # of the setpoint that stood last behind the state, and what is known of it
+        ("attempt", "u1"),
+        ("digest", "<u8"),
+        ("first", "<i4"),
+        ("second", "<i4"),
+        ("published_at", "<f8"),
+        ("result_at", "<f8"),
+        ("release", "u1"),
+        ("told_sequence", "<i8"),  # of the newest outcome row; 0 = none. Then what it said
+        ("told_state", "u1"),
+        ("told_reason", "u1"),
+        ("told_code", "u1"),
+    ]
+)
+
+STRANGER = np.dtype([("told_sequence", "<i8")])
+
+# A device counts once, by its worst state (R34).
+_RANK = np.zeros(len(State), np.uint8)
+for _rank, _state in enumerate(
+    (State.UNUSED, State.SKIPPED, State.VERIFIED, State.APPLIED, State.ACCEPTED, State.PUBLISHED, State.PENDING, State.UNCONFIRMED, State.REJECTED)
+):
+    _RANK[_state] = _rank
+
+_OPEN = (State.PENDING, State.PUBLISHED, State.ACCEPTED)
+
+NOT_APPLICABLE, STARTED, COMPLETED, RECEIVED, CANCELLED, SUPERSEDED, PARTIALLY = 10, 2, 3, 1, 6, 7, 8
+"""Response codes of outcome rows."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Part:
+    """One control of the event and its members; `members` has dtype MEMBER, rows ascending."""
+
+    control: Control
+    members: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telling:
+    """Outcome rows to tell: of `part`, the members at `index` (positions), or the strangers if `part` is None.
+
+    `state`, `reason`, `code`: what is told, columns as long as `index`.
+    """
+
+    part: Part | None
+    index: Rows
+    state: U8
+    reason: U8
+    code: U8
+
+
+class Membership:
+    """A revision of an event in one shard."""
+
+    def __init__(self, *, slot: int, selector: Selector) -> None:
+        self.slot = slot
+        self.selector = selector
+        self.end_at = selector.end_at
+        self.started = False
+        self.ended = False
+        self.cancelled = False
+        self.replaced = False
+        self.closed_at = 0.0
+        self.superseded = False  # held nothing from some moment to its end because of others (R33, 7)
+        self.published = self.retried = self.duplicates = self.late = 0
+        self.held_at_end = self.won_at_end = 0
+        self.publish_latency = np.zeros(len(LATENCY_BUCKETS_S) + 1, np.int64)
+        self.result_latency = np.zeros(len(LATENCY_BUCKETS_S) + 1, np.int64)
+        self.publish_max_s = self.result_max_s = 0.0
+        self.parts: list[Part] = []
+        self.strangers: list[str] = []
+        self.told_strangers = np.zeros(0, STRANGER)
+        self.dirty = True  # something that is saved has changed
+        self.news = True  # something that is told has changed
+        self.told: Counts | None = None
+
+    @property
+    def primacy(self) -> tuple[int, float, str]:
+        """Sorts the strongest last: lower number wins, then later created, then larger id (R10)."""
+        s = self.selector
+        return (-s.priority, s.created_at, s.event_id)
+
+    def resolve(self, rows: Rows, strangers: list[str]) -> None:
+        """Sets the members; before the start this may be done again."""
+        self.parts = []
+        for control in self.selector.controls:
+            members = np.zeros(len(rows), MEMBER)
+            members["row"] = rows
+            members["state"] = State.PENDING
+            self.parts.append(Part(control=control, members=members))
+        self.strangers = strangers
+        self.told_strangers = np.zeros(len(strangers), STRANGER)
+        self.dirty = self.news = True
+
+    # ------------------------------------------------------------------ what stands behind a member
+
+    def observe(self, part: Part, setpoints: Setpoints, now: float) -> None:
+        """Copies the state of the setpoint to the members that stand behind it."""
+        index = np.flatnonzero(part.members["live"])
+        if not len(index):
+            return
+        rows = part.members["row"][index].astype(np.int64)
+        state, reason = setpoints.states(rows, now)
+        m, c = part.members, setpoints.columns
+        if (m["state"][index] != state).any() or (m["reason"][index] != reason).any():
+            self.news = True
+        m["state"][index] = state
+        m["reason"][index] = reason
+        sent = c["published"][rows] == c["generation"][rows]
+        for mine, theirs in (("first", "first"), ("second", "second")):
+            m[mine][index] = c[theirs][rows]
+        for mine, theirs in (("generation", "generation"), ("attempt", "attempt"), ("digest", "digest"), ("published_at", "published_at")):
+            m[mine][index] = np.where(sent, c[theirs][rows], 0)
+        answered = sent & ((c["acknowledged"][rows] == c["generation"][rows]) | (c["code"][rows] != 255))
+        m["result_at"][index] = np.where(answered, c["result_at"][rows], 0.0)
+
+    def late_results(self, actuator: Actuator, row: Rows, generation: np.ndarray, applied: Flags, at: F64) -> tuple[Flags, Flags]:
+        """Results of setpoints that no longer stand: corrects what is known of them (R24).
+
+        Returns (matched, repeated): which of the results belong to a member here, and which of those were known.
+        """
+        matched = np.zeros(len(row), bool)
+        repeated = np.zeros(len(row), bool)
+        for part in self.parts:
+            if part.control.actuator is not actuator or not len(part.members):
+                continue
+            m = part.members
+            where = np.minimum(np.searchsorted(m["row"], row), len(m) - 1)
+            hit = (m["row"][where] == row) & (m["generation"][where] == generation) & ~m["live"][where] & (m["generation"][where] > 0)
+            known = hit & (m["result_at"][where] > 0)
+            new = hit & ~known
+            open_ = new & np.isin(m["state"][where], (State.PUBLISHED, State.ACCEPTED, State.UNCONFIRMED))
+            index = where[open_ & applied]
+            m["state"][index] = State.APPLIED
+            m["reason"][index] = 0
+            m["result_at"][where[new]] = at[new]
+            matched |= hit
+            repeated |= known
+            if new.any():
+                self.late += int(new.sum())
+                self.dirty = self.news = True
+        return matched, repeated
+
+    def timed_out(self, now: float, timeout_s: float) -> None:
+        """What was published and never answered is unconfirmed, also when the event no longer stands behind it (R25)."""
+        for part in self.parts:
+            m = part.members
+            late = ~m["live"] & (m["state"] == State.PUBLISHED) & (now - m["published_at"] >= timeout_s)
+            if late.any():
+                m["state"][late] = State.UNCONFIRMED
+                m["reason"][late] = Reason.NO_ANSWER
+                self.dirty = self.news = True
+
+    def leave(self, part: Part, index: Rows, state: State | None = None, reason: Reason = Reason.NONE) -> None:
+        """Members give up their hold; `state` None keeps the state that they had."""
+        m = part.members
+        m["phase"][index] = LEFT
+        m["live"][index] = False
+        if state is not None:
+            m["state"][index] = state
+            m["reason"][index] = reason
+        self.dirty = self.news = True
+
+    def end(self) -> None:
+        """The window is over: who held and never stood behind a setpoint was superseded; the rest keeps its state."""
+        held = won = 0
+        for part in self.parts:
+            m = part.members
+            holding = m["phase"] == HOLDING
+            held += int(holding.sum())
+            won += int((holding & m["live"]).sum())
+            never = holding & ~m["live"] & (m["state"] == State.PENDING)
+            m["state"][never] = State.SKIPPED
+            m["reason"][never] = Reason.SUPERSEDED
+            idle = m["phase"] == WAITING
+            m["state"][idle] = State.UNUSED
+            m["reason"][idle] = 0
+            m["phase"][holding | idle] = LEFT
+            m["live"] = False
+        self.held_at_end, self.won_at_end = held, won
+        self.superseded = held > 0 and won == 0
+        self.ended = self.dirty = self.news = True
+
+    # ------------------------------------------------------------------ the account
+
+    def shown(self, part: Part) -> tuple[U8, U8]:
+        """(State, Reason) of the members of a part as they are told now."""
+        m = part.members
+        beaten = (m["phase"] == HOLDING) & ~m["live"] & (m["state"] == State.PENDING)
+        return np.where(beaten, State.SKIPPED, m["state"]).astype(np.uint8), np.where(beaten, Reason.SUPERSEDED, m["reason"]).astype(np.uint8)
+
+    def code(self, state: U8) -> U8:
+        """Response codes of outcome rows in these states, now (the table of the contract)."""
+        done = RECEIVED
+        if self.closed_at:
+            done = CANCELLED if self.cancelled else SUPERSEDED if self.superseded else COMPLETED
+        table = np.full(len(State), PARTIALLY if self.closed_at else RECEIVED, np.uint8)
+        table[[State.SKIPPED, State.UNUSED]] = NOT_APPLICABLE
+        table[[State.APPLIED, State.VERIFIED]] = done if self.closed_at else STARTED
+        table[State.REJECTED] = PARTIALLY
+        return table[state]
+
+    def tellings(self) -> list[Telling]:
+        """The outcome rows that differ from what was told: settled states while it runs, all of them once closed."""
+        if self.replaced or not (self.started or self.closed_at):
+            return []
+        found = []
+        for part in self.parts:
+            m = part.members
+            state, reason = self.shown(part)
+            code = self.code(state)
+            differs = (m["told_sequence"] == 0) | (m["told_state"] != state) | (m["told_reason"] != reason) | (m["told_code"] != code)
+            if not self.closed_at:
+                differs &= ~np.isin(state, _OPEN)
+            index = np.flatnonzero(differs)
+            if len(index):
+                found.append(Telling(part=part, index=index, state=state[index], reason=reason[index], code=code[index]))
+        index = np.flatnonzero(self.told_strangers["told_sequence"] == 0)
+        if len(index):
+            n = len(index)
+            found.append(
+                Telling(
+                    part=None,
+                    index=index,
+                    state=np.full(n, State.SKIPPED, np.uint8),
+                    reason=np.full(n, Reason.UNKNOWN_TARGET, np.uint8),
+                    code=np.full(n, NOT_APPLICABLE, np.uint8),
+                )
+            )
+        return found
+
+    def tell(self, telling: Telling, sequence: int) -> None:
+        """Outcome rows were delivered under `sequence`."""
+        if telling.part is None:
+            self.told_strangers["told_sequence"][telling.index] = sequence
+        else:
+            m = telling.part.members
+            m["told_sequence"][telling.index] = sequence
+            m["told_state"][telling.index] = telling.state
+            m["told_reason"][telling.index] = telling.reason
+            m["told_code"][telling.index] = telling.code
+        self.dirty = True
+
+    def settled(self) -> bool:
+        """Nothing is open any more: the window is over, each state is final and each release answered for."""
+        if not self.ended:
+            return False
+        for part in self.parts:
+            m = part.members
+            if (m["state"] == State.PUBLISHED).any() or (m["release"] == RELEASE_DUE).any():
+                return False
+        return True
+
+    def counts(self) -> Counts:
+        """The shard's account of this revision."""
+        states = np.zeros(len(State), np.int64)
+        reasons: dict[str, int] = {}
+        requested = allocated = acknowledged = due = confirmed = refused = 0
+        if self.parts:
+            worst, why = self.shown(self.parts[0])
+            for part in self.parts[1:]:
+                state, reason = self.shown(part)
+                worse = _RANK[state] > _RANK[worst]
+                worst, why = np.where(worse, state, worst), np.where(worse, reason, why)
+            states += np.bincount(worst, minlength=len(State))
+            told = np.isin(worst, (State.SKIPPED, State.REJECTED)) & (why > 0)
+            for (state, reason), n in _tally(worst[told], why[told]).items():
+                reasons[f"{State(state).name.lower()}.{Reason(reason).word}"] = n
+        for part in self.parts:
+            m = part.members
+            watts = part.control.each_w
+            shown, _ = self.shown(part)
+            if watts is not None and part.control.kind is not Kind.STANDBY:
+                requested += watts * (len(m) + len(self.strangers))
+                allocated += watts * int(m["held"].sum())
+                acknowledged += int(m["second"][np.isin(shown, (State.APPLIED, State.VERIFIED))].sum(dtype=np.int64))
+            due += int((m["release"] != NO_RELEASE).sum())
+            confirmed += int((m["release"] == RELEASE_CONFIRMED).sum())
+            refused += int((m["release"] == RELEASE_REFUSED).sum())
+        if self.strangers:
+            states[State.SKIPPED] += len(self.strangers)
+            reasons["skipped.unknown_target"] = reasons.get("skipped.unknown_target", 0) + len(self.strangers)
+        return Counts(
+            states=tuple(states.tolist()),
+            reasons=reasons,
+            release_due=due,
+            release_confirmed=confirmed,
+            release_refused=refused,
+            requested_w=requested,
+            allocated_w=allocated,
+            acknowledged_w=acknowledged,
+            published=self.published,
+            retried=self.retried,
+            duplicate_results=self.duplicates,
+            late_results=self.late,
+            publish_latency=Latency(counts=tuple(self.publish_latency.tolist()), max_s=self.publish_max_s),
+            result_latency=Latency(counts=tuple(self.result_latency.tolist()), max_s=self.result_max_s),
+            held_at_end=self.held_at_end,
+            won_at_end=self.won_at_end,
+            settled=self.settled(),
+            closed=bool(self.closed_at) and not self.tellings(),
+        )
+
+    def publish_took(self, seconds: F64) -> None:
+        """Adds latencies from the start (or the acceptance) to the publish."""
+        self.publish_latency += _buckets(seconds)
+        self.publish_max_s = max(self.publish_max_s, float(seconds.max(initial=0.0)))
+
+    def result_took(self, seconds: F64) -> None:
+        """Adds latencies from the publish to the result."""
+        self.result_latency += _buckets(seconds)
+        self.result_max_s = max(self.result_max_s, float(seconds.max(initial=0.0)))
+
+
+def _buckets(seconds: F64) -> np.ndarray:
+    return np.bincount(np.searchsorted(LATENCY_BUCKETS_S, seconds), minlength=len(LATENCY_BUCKETS_S) + 1)
+
+
+def _tally(states: U8, reasons: U8) -> dict[tuple[int, int], int]:
+    pairs, counts = np.unique(np.stack([states, reasons], axis=1), axis=0, return_counts=True) if len(states) else ((), ())
+    return {(int(s), int(r)): int(n) for (s, r), n in zip(pairs, counts, strict=True)}

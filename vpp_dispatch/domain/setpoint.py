@@ -1,0 +1,564 @@
+"""The setpoints of one actuator in one shard: desired, published, acknowledged, and what is owed.
+
+One row per device, as columns. `armed` means that a setpoint of ours may stand on the device: it is saved before the
+first setpoint is published and goes only when the release was read back (R19, R27), so that no crash can hide a device
+that is set. In sync means desired = published = acknowledged (R21); everything else is work, found by `due`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vpp_dispatch.domain.account import Reason, State
+from vpp_dispatch.domain.command import F64, I32, U8, U32, Flags, ResultCode
+from vpp_dispatch.domain.roster import PAGE, Policy, Rows
+from vpp_dispatch.domain.signal import Actuator
+
+NO_CODE = 255
+"""No result of the newest attempt yet."""
+
+NOT_KNOWN, FROM_QUERY, FROM_FAMILY, FROM_REGISTRY = 0, 1, 2, 3
+"""Where a `before` came from."""
+
+READ_DEFAULT, READ_BACK = 1, 2
+"""What an outstanding query is for."""
+
+FIRST_QUERY_AFTER_TAKEOVER = 1 << 12
+"""Query numbers jump by this at a takeover: an answer to a query that no checkpoint recorded must match nothing."""
+
+SETPOINT = np.dtype(
+    [
+        ("generation", "<u4"),  # changes of the desired pair; 0 = never desired
+        ("first", "<i4"),
+        ("second", "<i4"),
+        ("armed", "?"),
+        ("exposed", "u1"),  # publishes since the arming that the device may have executed
+        ("held", "?"),
+        ("since", "<f8"),  # when the hold began, or when the release became due
+        ("owner", "<u4"),  # slot of the event that holds it, or held it last
+        ("end_at", "<f8"),  # of the window behind the setpoint (R28)
+        ("priority", "u1"),
+        ("published", "<u4"),  # generation last published, its attempt, time and content
+        ("attempt", "u1"),
+        ("published_at", "<f8"),
+        ("digest", "<u8"),
+        ("tries", "u1"),
+        ("next_at", "<f8"),  # not published again before
+        ("accepted", "<u4"),
+        ("acknowledged", "<u4"),
+        ("code", "u1"),
+        ("result_at", "<f8"),
+        ("refused", "?"),  # a release that a reachable device refused, or that its owner overruled
+        ("before", "u1"),
+        ("before_first", "<i4"),
+        ("before_second", "<i4"),
+        ("held_first", "<i4"),  # the last setpoint that was held: what a latched device would show
+        ("held_second", "<i4"),
+        ("query", "<u4"),  # number of the newest query; its purpose (0 = none outstanding), time and generation
+        ("purpose", "u1"),
+        ("query_at", "<f8"),
+        ("query_for", "<u4"),
+        ("query_next_at", "<f8"),
+        ("agreed", "u1"),
+        ("drifted", "u1"),
+    ]
+)
+
+_DEFINITE = np.array([ResultCode.OFFLINE, ResultCode.UNAUTHORIZED, ResultCode.BUSY, ResultCode.VALUE, ResultCode.UNSUPPORTED])
+_REASON_OF_CODE = np.zeros(256, np.uint8)
+for _code, _reason in {
+    ResultCode.UNAUTHORIZED: Reason.UNAUTHORIZED,
+    ResultCode.BUSY: Reason.BUSY,
+    ResultCode.VALUE: Reason.VALUE,
+    ResultCode.UNSUPPORTED: Reason.UNSUPPORTED,
+    ResultCode.FAILED: Reason.FAILED,
+    ResultCode.PARTIAL: Reason.PARTIAL,
+    ResultCode.UNKNOWN_CODE: Reason.UNKNOWN_CODE,
+}.items():
+    _REASON_OF_CODE[_code] = _reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetResults:
+    """Results of setpoints and releases, columns of length n (see `domain.command.Results`)."""
+
+    row: Rows
+    generation: U32
+    attempt: U8
+    digest: NDArray[np.uint64]
+    code: U8
+    accepted: Flags
+    at: F64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryResults:
+    """Results of queries, columns of length n; `first`/`second` i4 are what was read."""
+
+    row: Rows
+    query: U32
+    code: U8
+    first: I32
+    second: I32
+    at: F64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folded:
+    """What came of folding results; each column holds indices into the results or rows, as its name says.
+
+    `stale` and `duplicate`: indices of results of older generations, and of those counted before; `overtaken`: which
+    of the stale ones arrived after the newest setpoint's own answer (R22); `answered`: indices of the first answers
+    to newest setpoints; `offline`: rows that GoodWe calls offline.
+    """
+
+    stale: Rows
+    overtaken: Flags
+    duplicate: Rows
+    answered: Rows
+    offline: Rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """Work that may be published now, columns of length n.
+
+    `rank`: 0 releases, 1 read-backs of releases, 2 + priority otherwise; `deadline_at` inf where nothing bounds it;
+    `again` marks what was published before and never answered (R41).
+    """
+
+    row: Rows
+    query: Flags
+    rank: NDArray[np.int64]
+    deadline_at: F64
+    again: Flags
+
+
+class Setpoints:
+    """All setpoints of one actuator in one shard. `columns` is saved; the rest is rebuilt."""
+
+    def __init__(self, *, actuator: Actuator, policy: Policy, family_default: tuple[int, int]) -> None:
+        self.actuator = actuator
+        self.policy = policy
+        self.family_default = family_default
+        self.columns = np.zeros(0, SETPOINT)
+        self.durable = np.zeros(0, bool)  # the row's arming is saved
+        self.registry = np.zeros(0, [("known", "?"), ("first", "<i4"), ("second", "<i4")])
+        self.wanted = np.zeros(0, bool)  # an accepted event will need the default
+        self.wanted_priority = np.full(0, 255, np.int64)
+        self.dirty: set[int] = set()
+        self.urgent = False
+
+    def grow(self, n: int) -> None:
+        """Makes room for n rows."""
+        more = n - len(self.columns)
+        if more > 0:
+            more = max(more, 64)
+            self.columns = np.concatenate([self.columns, np.zeros(more, SETPOINT)])
+            self.columns["code"][-more:] = NO_CODE
+            self.durable = np.concatenate([self.durable, np.zeros(more, bool)])
+            self.registry = np.concatenate([self.registry, np.zeros(more, self.registry.dtype)])
+            self.wanted = np.concatenate([self.wanted, np.zeros(more, bool)])
+            self.wanted_priority = np.concatenate([self.wanted_priority, np.full(more, 255)])
+
+    def touch(self, rows: Rows) -> None:
+        """The pages of these rows have to be saved."""
+        self.dirty.update(np.unique(rows // PAGE).tolist())
+
+    def taken_over(self, now: float) -> None:
+        """After recovery: what was published and not saved is unknown, so each armed device may be set."""
+        c = self.columns
+        self.durable[:] = c["armed"]
+        c["exposed"] += (c["armed"] & (c["exposed"] < 200)).astype(np.uint8)
+        c["query"] += np.uint32(FIRST_QUERY_AFTER_TAKEOVER)
+        c["purpose"] = 0
+        c["query_next_at"] = 0
+
+    # ------------------------------------------------------------------ defaults (R37)
+
+    def default(self) -> tuple[Flags, I32, I32]:
+        """(known, first, second) of each row's default: the registry's, else what a query or the family said."""
+        c, r = self.columns, self.registry
+        from_registry = r["known"] & ("registry" in self.policy.defaults)
+        known = from_registry | (c["before"] > 0)
+        first = np.where(from_registry, r["first"], c["before_first"])
+        second = np.where(from_registry, r["second"], c["before_second"])
+        return known, first.astype(np.int32), second.astype(np.int32)
+
+    # ------------------------------------------------------------------ composition
+
+    def assign(self, *, held: Flags, first: I32, second: I32, owner: U32, end_at: F64, priority: U8, now: float) -> Rows:
+        """Takes the composed holds; returns the rows whose hold ended with a release due.
+
+        All columns have one entry per row. Rows without a hold go to their default if they are armed.
+        """
+        c = self.columns
+        known, default_first, default_second = self.default()
+        ended = c["held"] & ~held
+        armed_now = held & ~c["armed"]
+        clean = ended & (c["exposed"] == 0)
+        released = ended & ~clean & c["armed"]
+        want = held | (c["armed"] & ~clean & known)
+        want_first = np.where(held, first, default_first)
+        want_second = np.where(held, second, default_second)
+        differs = want & ((c["first"] != want_first) | (c["second"] != want_second) | (c["generation"] == 0))
+        unanswered = released & (c["acknowledged"] != c["generation"])
+        changed = np.flatnonzero(differs | armed_now | unanswered)
+        touched = np.flatnonzero(differs | armed_now | ended | (held & ((c["owner"] != owner) | (c["end_at"] != end_at))))
+
+        # The default is kept from before the first write, whatever the registry says later.
+        keep = np.flatnonzero(armed_now & (c["before"] == NOT_KNOWN))
+        c["before"][keep] = FROM_REGISTRY
+        c["before_first"][keep] = default_first[keep]
+        c["before_second"][keep] = default_second[keep]
+
+        new = np.flatnonzero(armed_now)
+        c["armed"][new] = True
+        c["exposed"][new] = 0
+        c["purpose"][new] = 0
+        self.durable[new] = False
+        self.urgent = self.urgent or len(new) > 0
+        c["armed"][clean] = False
+        self._renew(changed)
+        c["first"][changed] = want_first[changed]
+        c["second"][changed] = want_second[changed]
+        holding = np.flatnonzero(held)
+        c["held_first"][holding] = first[holding]
+        c["held_second"][holding] = second[holding]
+        c["since"][holding] = np.where(c["held"][holding], c["since"][holding], now)
+        c["since"][np.flatnonzero(ended)] = now
+        c["held"] = held
+        c["owner"][holding] = owner[holding]
+        c["end_at"][holding] = end_at[holding]
+        c["priority"][holding] = priority[holding]
+        rows = np.flatnonzero(released)
+        c["refused"][rows] = False
+        c["agreed"][rows] = c["drifted"][rows] = 0
+        c["query_next_at"][rows] = 0
+        self.touch(touched)
+        return rows
+
+    def _renew(self, rows: Rows) -> None:
+        """A new generation: nothing that was published or answered before counts any more."""
+        c = self.columns
+        c["generation"][rows] += 1
+        c["code"][rows] = NO_CODE
+        c["tries"][rows] = 0
+        c["next_at"][rows] = 0
+        c["purpose"][rows] = np.where(c["purpose"][rows] == READ_BACK, 0, c["purpose"][rows])
+        c["agreed"][rows] = 0
+        self.touch(rows)
+
+    def reassert(self, rows: Rows, at_least: U32 | None = None) -> None:
+        """The newest value is asserted again under a new generation, above `at_least` where given (R22, R26)."""
+        c = self.columns
+        if at_least is not None:
+            np.maximum.at(c["generation"], rows, at_least)
+        rows = np.unique(rows)
+        unset = rows[~c["armed"][rows]]
+        known, first, second = self.default()
+        c["armed"][unset] = True
+        self.durable[unset] = False
+        self.urgent = self.urgent or len(unset) > 0
+        unread = unset[~known[unset]]  # cannot be read any more: a write of ours may stand on it
+        c["before"][unread] = FROM_FAMILY
+        c["before_first"][unread], c["before_second"][unread] = self.family_default
+        c["first"][unset] = np.where(known[unset], first[unset], self.family_default[0])
+        c["second"][unset] = np.where(known[unset], second[unset], self.family_default[1])
+        c["exposed"][rows] = np.maximum(c["exposed"][rows], 1)
+        self._renew(rows)
+
+    # ------------------------------------------------------------------ states
+
+    def states(self, rows: Rows, now: float) -> tuple[U8, U8]:
+        """(State, Reason) of the setpoint on each row, for the event that stands behind it (R24, R25)."""
+        c = self.columns[rows]
+        generation = c["generation"]
+        state = np.full(len(rows), State.PUBLISHED, np.uint8)
+        reason = np.zeros(len(rows), np.uint8)
+        overdue = now - c["published_at"] >= self.policy.result_timeout_s
+        state[overdue] = State.UNCONFIRMED
+        reason[overdue] = Reason.NO_ANSWER
+        accepted = c["accepted"] == generation
+        state[accepted] = State.ACCEPTED
+        reason[accepted] = 0
+        answered = c["code"] != NO_CODE
+        why = _REASON_OF_CODE[c["code"]]
+        waits = answered & (c["code"] == ResultCode.BUSY) & (c["next_at"] < np.inf)
+        state[answered & (why > 0)] = State.REJECTED
+        reason[answered & (why > 0)] = why[answered & (why > 0)]
+        state[waits] = State.PUBLISHED
+        reason[waits] = 0
+        offline = answered & (c["code"] == ResultCode.OFFLINE)
+        state[offline] = State.SKIPPED
+        reason[offline] = Reason.OFFLINE
+        unsent = c["published"] != generation
+        state[unsent] = State.PENDING
+        reason[unsent] = 0
+        done = (c["acknowledged"] == generation) & (generation > 0)
+        state[done] = State.APPLIED
+        reason[done] = 0
+        return state, reason
+
+    # ------------------------------------------------------------------ results
+
+    def fold(self, results: SetResults, now: float) -> Folded:
+        """Folds results of setpoints and releases, in their order (R22, R25, R26)."""
+        c = self.columns
+        row, generation = results.row, results.generation
+        book = c["generation"][row]
+        current = generation == book
+        known = current & (c["published"][row] == generation)
+        same = known & (c["digest"][row] == results.digest)
+        ahead = generation > book
+        behind = generation < book
+        done = same & (c["acknowledged"][row] == generation)
+        accepted = same & ~done & results.accepted & (results.code == ResultCode.SUCCESS)
+        success = same & ~done & ~results.accepted & (results.code == ResultCode.SUCCESS)
+        newest = same & ~done & (results.code != ResultCode.SUCCESS) & (results.attempt == c["attempt"][row])
+        # One row may have several results in one fold: a success of any attempt counts, wherever it stands.
+        ok = np.unique(row[success])
+        failed = np.flatnonzero(newest & ~np.isin(row, ok) & (c["code"][row] == NO_CODE))
+        repeated = np.flatnonzero(done | (newest & ~np.isin(np.arange(len(row)), failed)) | (success & self._seen(row, success)))
+
+        c["accepted"][row[accepted]] = generation[accepted]
+        c["acknowledged"][row[success]] = generation[success]
+        c["result_at"][row[success]] = results.at[success]
+        c["code"][ok] = ResultCode.SUCCESS
+        c["tries"][ok] = 0
+        c["next_at"][ok] = np.inf
+        c["query_next_at"][ok] = 0
+        offline = self._failed(row[failed], results.code[failed], results.at[failed], now)
+
+        # An answer of an older setpoint that arrived after the newer one's: the device may have gone back (R22).
+        overtaken = behind & (results.code == ResultCode.SUCCESS) & (c["acknowledged"][row] == book) & (results.at > c["result_at"][row])
+        foreign = known & ~same
+        self.touch(row[accepted | success])
+        if ahead.any() or foreign.any():
+            self.reassert(row[ahead | foreign], generation[ahead | foreign])
+        stale = np.flatnonzero(behind)
+        answered = np.union1d(np.flatnonzero(success), failed)
+        return Folded(stale=stale, overtaken=overtaken[stale], duplicate=repeated, answered=answered, offline=offline)
+
+    @staticmethod
+    def _seen(row: Rows, mask: Flags) -> Flags:
+        """Which of the masked entries repeat a row that stood earlier in the mask."""
+        seen = np.zeros(len(row), bool)
+        where = np.flatnonzero(mask)
+        _, first = np.unique(row[where], return_index=True)
+        seen[np.delete(where, first)] = True
+        return seen
+
+    def _failed(self, rows: Rows, codes: U8, at: F64, now: float) -> Rows:
+        """Refusals of the newest attempt; returns the rows that are offline."""
+        c, policy = self.columns, self.policy
+        c["code"][rows] = codes
+        c["result_at"][rows] = at
+        tries = c["tries"][rows]
+        c["tries"][rows] = np.minimum(tries.astype(np.int64) + 1, 250)
+        definite = rows[np.isin(codes, _DEFINITE)]
+        c["exposed"][definite] = np.maximum(c["exposed"][definite].astype(np.int64) - 1, 0)
+        pause = self._pause(rows, tries)
+        transient = codes == ResultCode.BUSY
+        away = codes == ResultCode.OFFLINE
+        once = (codes == ResultCode.UNKNOWN_CODE) & (tries <= 1)
+        held = c["held"][rows]
+        next_at = np.full(len(rows), np.inf)
+        next_at[transient | once] = now + pause[transient | once]
+        next_at[away] = now + 10 * policy.retry_backoff_s
+        # A release is owed until it is paid: its retries have a budget of their own and never end (R19).
+        slow = np.where(transient | away | once, policy.release_retry_s, 10 * policy.release_retry_s)
+        next_at = np.where(held, next_at, now + slow)
+        c["next_at"][rows] = next_at
+        c["refused"][rows[~held & ~(transient | away | once)]] = True
+        self.touch(rows)
+        return rows[away]
+
+    def _pause(self, rows: Rows, tries: U8) -> F64:
+        """Backoff with jitter: doubles to ten times; the jitter is a stable hash, so that a replay draws the same."""
+        noise = ((rows.astype(np.uint64) * np.uint64(2654435761) + tries.astype(np.uint64) * np.uint64(40503)) >> np.uint64(7)) & np.uint64(255)
+        factor = np.minimum(2.0 ** np.minimum(tries, 8), 10.0)
+        return self.policy.retry_backoff_s * factor * (0.75 + 0.5 * noise / 255.0)
+
+    def fold_queries(self, results: QueryResults, now: float) -> tuple[Rows, Rows]:
+        """Folds query results; returns (rows whose release is confirmed, rows whose release is refused) (R27, R37)."""
+        confirmed: list[int] = []
+        refused: list[int] = []
+        c = self.columns
+        live = (results.query == c["query"][results.row]) & (c["purpose"][results.row] > 0)
+        for i in np.flatnonzero(live).tolist():
+            row = int(results.row[i])
+            x = c[row]
+            purpose, x["purpose"] = int(x["purpose"]), 0
+            code, pair = int(results.code[i]), (int(results.first[i]), int(results.second[i]))
+            self.dirty.add(row // PAGE)
+            if code != ResultCode.SUCCESS:
+                x["query_next_at"] = now + self.policy.retry_backoff_s
+                if code not in (ResultCode.OFFLINE, ResultCode.BUSY) and purpose == READ_DEFAULT and "family" in self.policy.defaults:
+                    x["before"] = FROM_FAMILY
+                    x["before_first"], x["before_second"] = self.family_default
+            elif purpose == READ_DEFAULT:
+                if not x["armed"]:
+                    x["before"] = FROM_QUERY
+                    x["before_first"], x["before_second"] = pair
+                    self.wanted[row] = False
+            elif x["query_for"] == x["generation"] and not x["held"] and x["armed"]:
+                self._read_back(row, pair, confirmed, refused, now)
+        return np.array(confirmed, np.int64), np.array(refused, np.int64)
+
+    def _read_back(self, row: int, pair: tuple[int, int], confirmed: list[int], refused: list[int], now: float) -> None:
+        x = self.columns[row]
+        if pair == (int(x["first"]), int(x["second"])):
+            if x["acknowledged"] != x["generation"]:
+                x["agreed"] += 1
+                x["query_next_at"] = 0
+                if x["agreed"] < 2:
+                    return
+                x["acknowledged"] = x["generation"]
+            confirmed.append(row)
+        elif pair == (int(x["held_first"]), int(x["held_second"])) or x["drifted"] == 0:
+            x["drifted"] = min(int(x["drifted"]) + 1, 100)
+            self._renew(np.array([row]))
+            if x["drifted"] > 1:  # still latched: a debt, paid at the pace of releases
+                x["next_at"] = now + self.policy.release_retry_s
+            return
+        else:  # somebody else's value, twice: the owner's own choice; nobody fights a person (R27)
+            x["refused"] = True
+            refused.append(row)
+        x["armed"] = False
+        x["exposed"] = 0
+        self.durable[row] = False
+
+    # ------------------------------------------------------------------ work
+
+    def due(self, *, now: float, allowed: Flags, reading: Flags) -> Due:
+        """What may be published now.
+
+        `allowed`: rows with both keys (R16), asked again here, right before the publish; `reading`: rows whose
+        default may be read. Releases ask for neither.
+        """
+        c = self.columns
+        open_ = c["armed"] & (c["generation"] > 0) & (c["acknowledged"] != c["generation"]) & (c["next_at"] <= now)
+        again = (c["published"] == c["generation"]) & (c["code"] == NO_CODE)
+        set_ = open_ & c["held"] & self.durable & allowed & (c["end_at"] > now)
+        # An unanswered release is published again first, and read back after the second time (R27).
+        unanswered_twice = again & (c["tries"] % 2 == 0) & (c["tries"] > 0)
+        agreed_once = c["armed"] & ~c["held"] & (c["agreed"] == 1) & (c["purpose"] == 0)
+        reads_instead = ((open_ & ~c["held"] & unanswered_twice) | agreed_once) & (c["query_next_at"] <= now)
+        release = open_ & ~c["held"] & ~reads_instead
+        settled = c["armed"] & ~c["held"] & (c["acknowledged"] == c["generation"]) & (c["generation"] > 0)
+        back = (settled | reads_instead) & (c["query_next_at"] <= now)
+        default = self.wanted & reading & (c["before"] == NOT_KNOWN) & ~c["armed"] & (c["query_next_at"] <= now)
+        rows, rank, query, deadline, re = [], [], [], [], []
+        for mask, is_query in ((release, False), (back, True), (set_, False), (default, True)):
+            found = np.flatnonzero(mask)
+            if not len(found):
+                continue
+            rows.append(found)
+            query.append(np.full(len(found), is_query))
+            if mask is release:
+                rank.append(np.zeros(len(found), np.int64))
+            elif mask is back:
+                rank.append(np.ones(len(found), np.int64))
+            elif mask is set_:
+                rank.append(2 + c["priority"][found].astype(np.int64))
+            else:
+                rank.append(2 + self.wanted_priority[found])
+            deadline.append(c["end_at"][found] if mask is set_ else np.full(len(found), np.inf))
+            re.append(again[found] if not is_query else c["purpose"][found] > 0)
+        if not rows:
+            none = np.zeros(0)
+            return Due(row=none.astype(np.int64), query=none.astype(bool), rank=none.astype(np.int64), deadline_at=none, again=none.astype(bool))
+        return Due(
+            row=np.concatenate(rows),
+            query=np.concatenate(query),
+            rank=np.concatenate(rank),
+            deadline_at=np.concatenate(deadline),
+            again=np.concatenate(re),
+        )
+
+    def next_attempt(self, rows: Rows) -> U8:
+        """The attempt that a publish of each row's newest generation now would be, 1..255."""
+        c = self.columns[rows]
+        return np.where(c["published"] == c["generation"], c["attempt"] + 1, 1).astype(np.uint8)
+
+    def publishing(self, rows: Rows) -> None:
+        """Before a batch goes out: from now on the devices may be set, whatever becomes of the batch.
+
+        A release that was tried 255 times goes on under a new generation, since an attempt has 8 bits.
+        """
+        c = self.columns
+        worn = rows[(c["published"][rows] == c["generation"][rows]) & (c["attempt"][rows] == 255)]
+        if len(worn):
+            self._renew(worn)
+        c["exposed"][rows] = np.minimum(c["exposed"][rows].astype(np.int64) + 1, 200)
+
+    def published(self, *, rows: Rows, generation: U32, attempt: U8, digest: NDArray[np.uint64], now: float) -> None:
+        """A batch was acknowledged by the broker at `now`. What changed its generation meanwhile is not in it."""
+        c = self.columns
+        c["published"][rows] = generation
+        c["attempt"][rows] = attempt
+        c["published_at"][rows] = now
+        c["digest"][rows] = digest
+        same = rows[c["generation"][rows] == generation]
+        c["code"][same] = NO_CODE
+        c["agreed"][same] = 0
+        c["purpose"][same] = np.where(c["purpose"][same] == READ_BACK, 0, c["purpose"][same])
+        tries = c["tries"][same]
+        held = c["held"][same]
+        c["tries"][same] = np.minimum(tries.astype(np.int64) + 1, 250)
+        pause = np.where(held, self._pause(same, tries) - 0.75 * self.policy.retry_backoff_s, 0.0)
+        c["next_at"][same] = now + self.policy.result_timeout_s + pause
+        c["query_next_at"][same] = np.where(held, c["query_next_at"][same], now + self.policy.result_timeout_s)
+        self.touch(rows)
+
+    def next_query(self, rows: Rows) -> U32:
+        """The number that a query of each row sent now would have."""
+        return self.columns["query"][rows] + np.uint32(1)
+
+    def queried(self, *, rows: Rows, query: U32, now: float) -> None:
+        """Queries are out: only their answers count from now on."""
+        c = self.columns
+        c["query"][rows] = query
+        c["purpose"][rows] = np.where(c["armed"][rows], READ_BACK, READ_DEFAULT)
+        c["query_at"][rows] = now
+        c["query_for"][rows] = c["generation"][rows]
+        c["query_next_at"][rows] = now + self.policy.result_timeout_s
+        # A read-back in place of an answer: unless it agrees, the release goes out again after one more timeout.
+        waiting = rows[c["armed"][rows] & (c["acknowledged"][rows] != c["generation"][rows])]
+        c["tries"][waiting] = np.minimum(c["tries"][waiting].astype(np.int64) + 1, 250)
+        c["next_at"][waiting] = now + self.policy.result_timeout_s
+        self.touch(rows)
+
+    def back_online(self, rows: Rows, now: float) -> None:
+        """Devices that were offline are back: what waits for them goes on at once (R18, R19)."""
+        c = self.columns
+        waiting = rows[c["code"][rows] == ResultCode.OFFLINE]
+        c["next_at"][waiting] = now
+        c["query_next_at"][rows] = np.minimum(c["query_next_at"][rows], now)
+
+    def in_flight(self, now: float) -> int:
+        """Commands that are published and neither answered nor timed out (R40)."""
+        c = self.columns
+        fresh = now - c["published_at"] < self.policy.result_timeout_s
+        sets = c["armed"] & (c["published"] == c["generation"]) & (c["acknowledged"] != c["generation"]) & (c["code"] == NO_CODE) & fresh
+        asked = (c["purpose"] > 0) & (now - c["query_at"] < self.policy.result_timeout_s)
+        return int(sets.sum() + asked.sum())
+
+    def wake_at(self, now: float) -> float:
+        """When something may become due or change its state by time alone; inf if nothing will."""
+        c = self.columns
+        times = [np.inf]
+        open_ = c["armed"] & (c["acknowledged"] != c["generation"])
+        for mask, column in (
+            (open_, c["next_at"]),
+            (open_, c["published_at"] + self.policy.result_timeout_s),
+            ((c["armed"] & ~c["held"]) | (self.wanted & (c["before"] == NOT_KNOWN)), c["query_next_at"]),
+        ):
+            later = column[mask & (column > now)]
+            if len(later):
+                times.append(float(later.min()))
+        return min(times)
