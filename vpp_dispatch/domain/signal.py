@@ -109,7 +109,8 @@ class Signal:
     """One revision, cancellation or release.
 
     `digest` is a hash of the decoded content (R1): equal for any two spellings of the same signal.
-    `start_at` None means "now"; `end_at` None only with `open_ended`.
+    `start_at` None means "now"; `end_at` None only with `open_ended`. `names_ramp_down` tells a cancellation that has
+    a `ramp_down_s` of its own, 0 included, from one that leaves the event's (R15).
     """
 
     event_id: str
@@ -126,6 +127,7 @@ class Signal:
     controls: tuple[Control, ...] = ()
     ramp_up_s: int = 0
     ramp_down_s: int = 0
+    names_ramp_down: bool = False
     test: bool = False
     reason: str | None = None
     digest: str = ""
