@@ -61,7 +61,9 @@ def decode_record(key: bytes | None, value: bytes | None) -> Record | Removed | 
     sn = _sn_of(key)
     if sn is None:
         told = "null" if key is None else repr(key[:40])
-        return _refusal(Refused.INVALID, f"The key is {told} and not a 16-character SN; send the record with its SN as key.")
+        return _refusal(
+            Refused.INVALID, f"The key is {told} and not a 16-character SN; send the record with its SN as key."
+        )
     if value is None:
         return Removed(sn)
     try:

@@ -44,7 +44,9 @@ def decode_signal(body: bytes | None) -> Signal | Refusal:
     if body is None:
         return _refusal(Refused.UNDECODABLE, "The body is empty; send the signal as one JSON object.", None)
     if len(body) > MAX_READ_BYTES:
-        return _refusal(Refused.TOO_LARGE, f"The body has {len(body)} bytes, more than 1 MiB; name groups, not devices.", None)
+        return _refusal(
+            Refused.TOO_LARGE, f"The body has {len(body)} bytes, more than 1 MiB; name groups, not devices.", None
+        )
     try:
         content = json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:

@@ -109,13 +109,13 @@ Word = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.]*$", max_length=64)]
 EventName = Annotated[str, Field(min_length=1, max_length=64)]
 PlaceName = Annotated[str, Field(min_length=1, max_length=128)]
 Whole = BeforeValidator(_whole)
-Count = Annotated[int, Whole, Field(ge=0, le=MAX_COUNT)]
-Revision = Annotated[int, Whole, Field(ge=1, le=MAX_COUNT)]
-DeviceWatts = Annotated[int, Whole, Field(ge=0, le=MAX_DEVICE_W)]
-SiteWatts = Annotated[int, Whole, Field(ge=0, le=MAX_SITE_W)]
-TotalWatts = Annotated[int, Whole, Field(ge=0, le=MAX_TOTAL_W)]
-RampSeconds = Annotated[int, Whole, Field(ge=0, le=MAX_RAMP_S)]
-Percent = Annotated[float, BeforeValidator(_plus_zero), Field(ge=0, le=100)]
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT), Whole]
+Revision = Annotated[int, Field(ge=1, le=MAX_COUNT), Whole]
+DeviceWatts = Annotated[int, Field(ge=0, le=MAX_DEVICE_W), Whole]
+SiteWatts = Annotated[int, Field(ge=0, le=MAX_SITE_W), Whole]
+TotalWatts = Annotated[int, Field(ge=0, le=MAX_TOTAL_W), Whole]
+RampSeconds = Annotated[int, Field(ge=0, le=MAX_RAMP_S), Whole]
+Percent = Annotated[float, Field(ge=0, le=100), BeforeValidator(_plus_zero)]
 
 
 class Wire(BaseModel):
@@ -186,7 +186,8 @@ class ByTargetV1(Input):
 
 def _control_schema(schema: dict[str, Any]) -> None:
     rules: list[dict[str, Any]] = []
-    for kind, forms in FORMS.items():
+    for forms in dict.fromkeys(FORMS.values()):
+        kinds = [kind.value for kind, allowed in FORMS.items() if allowed == forms]
         one_of = []
         for form in forms:
             fields = _FORM_FIELDS[form]
@@ -194,7 +195,7 @@ def _control_schema(schema: dict[str, Any]) -> None:
             if fields:
                 rule["required"] = list(fields)
             one_of.append(rule)
-        rules.append({"if": {"properties": {"kind": {"const": kind.value}}, "required": ["kind"]}, "then": {"oneOf": one_of}})
+        rules.append({"if": {"properties": {"kind": {"enum": kinds}}, "required": ["kind"]}, "then": {"oneOf": one_of}})
     schema["allOf"] = rules
 
 
@@ -239,11 +240,18 @@ def _signal_schema(schema: dict[str, Any]) -> None:
             then["required"] = sorted(required)
         if "end_at" in optional:
             ended = {"required": ["end_at"], "properties": {"open_ended": {"const": False}}}
-            then["oneOf"] = [ended, {"required": ["open_ended"], "properties": {"open_ended": {"const": True}, "end_at": False}}]
+            then["oneOf"] = [
+                ended,
+                {"required": ["open_ended"], "properties": {"open_ended": {"const": True}, "end_at": False}},
+            ]
         rules.append({"if": {"properties": {"action": {"const": action.value}}, "required": ["action"]}, "then": then})
     for actuator in sorted(set(ACTUATOR_OF.values())):
         kinds = [kind.value for kind, on in ACTUATOR_OF.items() if on is actuator]
-        one = {"contains": {"properties": {"kind": {"enum": kinds}}, "required": ["kind"]}, "minContains": 0, "maxContains": 1}
+        one = {
+            "contains": {"properties": {"kind": {"enum": kinds}}, "required": ["kind"]},
+            "minContains": 0,
+            "maxContains": 1,
+        }
         rules.append({"properties": {"controls": one}})
     schema["allOf"] = rules
 
@@ -262,9 +270,11 @@ class SignalV1(Input):
     start_at: Time | None = Field(None, description="absent = now; the window is half-open")
     end_at: Time | None = Field(None, description="absent only with open_ended")
     open_ended: bool = False
-    priority: Annotated[int, Whole, Field(ge=0, le=255)] = Field(255, description="the lower wins")
+    priority: Annotated[int, Field(ge=0, le=255), Whole] = Field(255, description="the lower wins")
     targets: TargetsV1 | None = None
-    controls: Annotated[list[ControlV1], Field(min_length=1, max_length=4)] | None = Field(None, description="one per actuator")
+    controls: Annotated[list[ControlV1], Field(min_length=1, max_length=4)] | None = Field(
+        None, description="one per actuator"
+    )
     ramp_up_s: RampSeconds = 0
     ramp_down_s: RampSeconds = 0
     test: bool = Field(False, description="no hold, nothing published: judged once on receipt")
@@ -305,10 +315,12 @@ class DefaultV1(Input):
     model_config = ConfigDict(json_schema_extra=_default_schema)
 
     export_limit_w: DeviceWatts | None = None
-    ems_mode: Annotated[int, Whole, Field(ge=0, le=255)] | None = Field(None, description="GoodWe's EMS Power Mode code")
+    ems_mode: Annotated[int, Field(ge=0, le=255), Whole] | None = Field(
+        None, description="GoodWe's EMS Power Mode code"
+    )
     ems_power_w: DeviceWatts | None = None
     active_percent: Percent | None = Field(None, description="percent of the rated power")
-    power_factor: Annotated[int, Whole, Field(ge=0, le=100)] | None = Field(None, description="GoodWe's raw value")
+    power_factor: Annotated[int, Field(ge=0, le=100), Whole] | None = Field(None, description="GoodWe's raw value")
 
     @model_validator(mode="after")
     def _mode_and_power(self) -> Self:
@@ -327,7 +339,9 @@ class DeviceV1(Input):
     groups: Annotated[list[PlaceName], Field(max_length=MAX_TARGETS)] = []
     area: PlaceName | None = None
     rated_w: DeviceWatts = Field(0, description="absent or 0 = read from the SN")
-    site_share: Annotated[float, BeforeValidator(_plus_zero), Field(ge=0, le=1)] = Field(1.0, description="of its site's value")
+    site_share: Annotated[float, Field(ge=0, le=1), BeforeValidator(_plus_zero)] = Field(
+        1.0, description="of its site's value"
+    )
     default: DefaultV1 | None = None
     ext: Any = Field(None, description="ignored")
 
@@ -493,7 +507,7 @@ class OutcomeRowV1(Wire):
     reason: Word | None
     response_code: Literal[1, 2, 3, 6, 7, 8, 10]
     correlation_id: Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", max_length=36)] | None
-    attempt: Annotated[int, Whole, Field(ge=1, le=255)] | None
+    attempt: Annotated[int, Field(ge=1, le=255), Whole] | None
     published_at: Time | None
     result_at: Time | None
     corrects: Count | None
@@ -516,7 +530,7 @@ class OutcomesV1(Wire):
 
     model_config = ConfigDict(title="Outcomes")
 
-    shard: Annotated[int, Whole, Field(ge=0, le=63)]
+    shard: Annotated[int, Field(ge=0, le=63), Whole]
     sequence: Count
     at: Time
     outcomes: Annotated[list[OutcomeRowV1], Field(min_length=1, max_length=500)]

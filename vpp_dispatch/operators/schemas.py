@@ -23,7 +23,20 @@ DIRECTORY = Path(__file__).resolve().parents[2] / "schemas"
 LOCK = "released.lock"
 
 
-class _InputSchema(GenerateJsonSchema):
+class _Schema(GenerateJsonSchema):
+    """Without titles that only repeat the field's name, and with no way around the pattern of a table's keys."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+    def dict_schema(self, schema: core_schema.DictSchema) -> JsonSchemaValue:
+        made = super().dict_schema(schema)
+        if "patternProperties" in made:
+            made["additionalProperties"] = False
+        return made
+
+
+class _InputSchema(_Schema):
     """An optional field of an input is absent, never null."""
 
     def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
@@ -38,7 +51,7 @@ class _InputSchema(GenerateJsonSchema):
 
 def schema_of(name: str, model: type[Wire]) -> dict[str, Any]:
     """The JSON Schema of a public message, version 1."""
-    generator = _InputSchema if issubclass(model, Input) else GenerateJsonSchema
+    generator = _InputSchema if issubclass(model, Input) else _Schema
     made = model.model_json_schema(schema_generator=generator)
     return {"$schema": DIALECT, "$id": f"urn:vpp-dispatch:schema:{name}:v1", **made}
 
@@ -67,7 +80,9 @@ def problems(directory: Path = DIRECTORY) -> list[str]:
     for path, content in made.items():
         target = directory / path
         if not target.exists() or target.read_bytes() != content:
-            found.append(f"schemas/{path} is not what the models say: run python -m vpp_dispatch.operators.messages --write.")
+            found.append(
+                f"schemas/{path} is not what the models say: run python -m vpp_dispatch.operators.messages --write."
+            )
     for path, digest in released(directory).items():
         target = directory / path
         if not target.exists() or hashlib.sha256(target.read_bytes()).hexdigest() != digest:
