@@ -209,7 +209,7 @@ class SignalsSettings(Section):
     """Where signals come from."""
 
     topics: dict[TopicName, SourceName] = Field(
-       default= default_factory=lambda: {"dispatch.signals.v1": ANY_SOURCE},
+       default_factory=lambda: {"dispatch.signals.v1": ANY_SOURCE},
         min_length=1,
         description="Signals topic -> the one source that may use it (R9), a JSON object. `*` = any source: only where "
         "the broker lets a single operator write.",
@@ -220,7 +220,7 @@ class ResponsesSettings(Section):
     """Where responses go."""
 
     topics: dict[SourceName, TopicName] = Field(
-       default= default_factory=dict,
+       default_factory=dict,
         description="Source -> its own responses topic, a JSON object; the others use TOPICS__RESPONSES.",
     )
 
@@ -229,7 +229,7 @@ class ReportsSettings(Section):
     """Where reports go."""
 
     topics: dict[SourceName, TopicName] = Field(
-       default= default_factory=dict,
+       default_factory=dict,
         description="Source -> its own reports topic, a JSON object; the others use TOPICS__REPORTS.",
     )
 
@@ -432,7 +432,7 @@ class Settings(Section):
         default=Path("/var/lib/vpp-dispatch"), description="Folder of the break-glass files, written by this worker (R36)."
     )
     grants: dict[SourceName, Grant] = Field(
-       default= default_factory=dict,
+       default_factory=dict,
         description="Source -> what it may ask for (R9), a JSON object: `targets` (`all`, or `areas` and `groups`), "
         "`kinds`, `min_priority`, `max_w` (largest watts in one control). Without GRANTS every source may ask for "
         "everything; with it a source that is not named may ask for nothing.",

@@ -69,8 +69,8 @@ class HealthServer:
         except OSError as error:
             await runner.cleanup()
             raise ConfigurationError(
-                f"{self.host}:{self.port} cannot be listened on ({error.strerror or error}): set VPP_DISPATCH_HTTP__PORT to "
-                "a free port, or to 0 for any."
+                f"{self.host}:{self.port} cannot be listened on ({error.strerror or error}): set "
+                "VPP_DISPATCH_HTTP__PORT to a free port, or to 0 for any."
             ) from error
         self._runner = runner
         self.port = runner.addresses[0][1]

@@ -26,8 +26,8 @@ _MOST_TEMPLATES = 1000
 class RateLimit(logging.Filter):
     """Lets at most `lines` records per template and interval through, and then says how many it held back.
 
-    aiokafka writes 80 lines a second and worker while a broker is away. Belongs on a handler, since a logger's filter does
-    not see what its children log. A summary goes out with the next record of any logger after the interval.
+    aiokafka writes 80 lines a second and worker while a broker is away. Belongs on a handler, since a logger's filter
+    does not see what its children log. A summary goes out with the next record of any logger after the interval.
 
     Args:
         prefixes: names of the loggers it is for, their children included; other records pass.

@@ -1,9 +1,9 @@
 """The one catalogue of metrics: name, labels with their values, unit, meaning. Also the only home of prometheus_client.
 
-Names start with `vpp_dispatch_`, units are base units, labels are bounded; never a serial number or an event id. A field
-of `Metrics` is the metric of the same name without the prefix. Nothing is created at import: each `Metrics()` has a
-registry of its own. `python -m vpp_dispatch.observability.metrics --write` writes docs/metrics.md from here, `--check`
-compares.
+Names start with `vpp_dispatch_`, units are base units, labels are bounded; never a serial number or an event id. A
+field of `Metrics` is the metric of the same name without the prefix. Nothing is created at import: each `Metrics()` has
+a registry of its own. `python -m vpp_dispatch.observability.metrics --write` writes docs/metrics.md from here,
+`--check` compares.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ class LabelledGauge:
 
 
 class BulkHistogram:
-    """A histogram that takes many values at once, so that a hundred thousand latencies cost no hundred thousand calls."""
+    """A histogram that takes many values at once: a hundred thousand latencies cost no hundred thousand calls."""
 
     __slots__ = ("_bounds", "_metric")
 
@@ -337,11 +337,11 @@ def page() -> str:
     out = [
         "# Metrics",
         "",
-        "Written from `vpp_dispatch/observability/metrics.py` by `python -m vpp_dispatch.observability.metrics --write`: "
-        "change it there.",
+        "Written from `vpp_dispatch/observability/metrics.py` by "
+        "`python -m vpp_dispatch.observability.metrics --write`: change it there.",
         "",
-        "Every worker shows its own on `/metrics`; gauges of devices, debts and shards are of the shards it owns, so the "
-        "fleet's number is the sum over the workers. No label ever holds a serial number or an event id.",
+        "Every worker shows its own on `/metrics`; gauges of devices, debts and shards are of the shards it owns, so "
+        "the fleet's number is the sum over the workers. No label ever holds a serial number or an event id.",
     ]
     for title, entries in CATALOGUE.items():
         out += ["", f"## {title}", "", "| metric | type | unit | labels | meaning |", "|---|---|---|---|---|"]
