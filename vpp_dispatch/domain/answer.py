@@ -78,7 +78,7 @@ STATUS: dict[int, Status] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """One response to one revision (R33). `at` has to be derived from durable content, so that a repeat is equal (R1)."""
+    """One response to one revision (R33). `at` comes from durable content, so that a repeat is equal (R1)."""
 
     event_id: str
     source: str

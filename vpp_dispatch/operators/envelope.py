@@ -95,8 +95,8 @@ def read_envelope(headers: RawHeaders, *, name: str, version: int = 1) -> Envelo
             told = "bytes that are no UTF-8" if found[key] is None else repr(found[key])[:120]
             return Refusal(
                 reason=Refused.UNKNOWN_VERSION,
-                detail=f"Header {key} says {told}, but this topic carries {want!r}; send it to the topic of its version, "
-                f"or without {key}.",
+                detail=f"Header {key} says {told}, but this topic carries {want!r}; "
+                f"send it to the topic of its version, or without {key}.",
             )
     trace = found.get("traceparent")
     return Envelope(
