@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from vpp_dispatch.errors import ConfigurationError
 
 PROFILES: Final = Path(__file__).resolve().parent / "profiles"
-SCHEMA_ID: Final = "https://vpp-dispatch.example/schemas/goodwe-profile.v1.json"
+SCHEMA_ID: Final = "urn:vpp-dispatch:schema:goodwe-profile:v1"
 
 Name = Annotated[str, StringConstraints(pattern=r'^[^\x00-\x1f"\\=]+$', max_length=100)]
 """A name on the wire. Quotes, backslashes, control characters and `=` would break templates and digests."""
@@ -277,7 +277,7 @@ class Profile(_Part):
     fields: Fields
     correlation: Correlation
     results: ResultRules
-    codes: dict[Code, Meaning]
+    codes: dict[Code, Annotated[Meaning, Field(strict=False)]]
     """result codes, as text; a code that is not here is `unknown_code`"""
     ems_modes: EmsModes
     actuators: Actuators

@@ -1,0 +1,464 @@
+"""Commands to bytes and results from bytes: the only place where a setpoint meets GoodWe's names, scales and units.
+
+Encoding fills byte templates (about two microseconds a command); tests hold them to models of
+the six messages. Decoding never
+raises: bytes that cannot be used are a `Refusal`.
+
+The pair of a query's result: as in `domain.command`, except that an export limit is counted in steps of the catalogue's
+`export_step_w`. For most devices a step is 1 W; for families that count in percent of the rating only the book knows a
+rating that the registry told, so it multiplies: limit in W = second * export_step_w.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final, NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from vpp_dispatch.domain import correlation
+from vpp_dispatch.domain.command import NO_VALUE, U8, Commands, ResultCode, Results
+from vpp_dispatch.domain.device import SHARDS, SN_PATTERN
+from vpp_dispatch.domain.signal import QUERY_BIT, Actuator
+from vpp_dispatch.errors import ConfigurationError
+from vpp_dispatch.goodwe.parameters import ACTUATOR_NAMES, Catalogue, raw_of, value_of
+from vpp_dispatch.goodwe.profile import ActuatorRules, Meaning, Profile
+
+_HEX: Final = np.frombuffer(b"0123456789abcdef", np.uint8)
+_DASHES: Final = (8, 13, 18, 23)
+_DIGITS: Final = tuple(i for i in range(36) if i not in _DASHES)
+
+_RESULT_CODE: Final[dict[Meaning, ResultCode]] = {
+    Meaning.SUCCESS: ResultCode.SUCCESS,
+    Meaning.OFFLINE: ResultCode.OFFLINE,
+    Meaning.UNAUTHORIZED: ResultCode.UNAUTHORIZED,
+    Meaning.BUSY: ResultCode.BUSY,
+    Meaning.VALUE: ResultCode.VALUE,
+    Meaning.UNSUPPORTED: ResultCode.UNSUPPORTED,
+    Meaning.FAILED: ResultCode.FAILED,
+}
+
+
+class Role(IntEnum):
+    """Which pair of topics a message belongs to."""
+
+    SINGLE = 0
+    MULTI = 1
+    QUERY = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Commands ready to be published: complete but for their timestamp. Columns of length n.
+
+    `ids` (n, 16) u1, the correlation ids; `digests` u8, as they stand in the ids; `roles` Role numbers; `keys` the SNs as
+    bytes; `heads` the messages up to the value of their last field, the timestamp; `refused` names commands that cannot be
+    said to GoodWe (index, sentence): they have an id, and are never published.
+    """
+
+    ids: U8
+    digests: NDArray[np.uint64]
+    roles: list[int]
+    keys: list[bytes]
+    heads: list[bytes]
+    refused: tuple[tuple[int, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Bytes that are no result of ours (R8). `reason` is stable: undecodable, no_id, foreign_id, wrong_topic, no_code."""
+
+    reason: str
+    detail: str
+
+
+class DecodedResult(NamedTuple):
+    """One result. `id` 16 bytes; `first`/`second` what a query read (an export limit in steps), else NO_VALUE; `at` epoch s.
+
+    A query's SUCCESS always carries a complete pair; where something is missing it is PARTIAL.
+    """
+
+    id: bytes
+    code: ResultCode
+    accepted: bool
+    first: int
+    second: int
+    at: float
+
+
+class Record(Protocol):
+    """A record as a Kafka client hands it over; `timestamp` epoch milliseconds, `timestamp_type` 1 = the broker's."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    timestamp_type: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedRecord:
+    """A record of a result topic that cannot be used, whole, for the dead letters. `at` epoch seconds."""
+
+    topic: str
+    partition: int
+    offset: int
+    at: float
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+    reason: str
+    detail: str
+
+
+class _Template(NamedTuple):
+    """How one actuator's commands are written: `content` is what the digest covers, `head` the message."""
+
+    role: Role
+    content: bytes
+    head: bytes
+    rules: ActuatorRules
+
+
+class Codec:
+    """Writes commands and reads results as one profile has it.
+
+    Raises:
+        ConfigurationError: the profile asks for something that is not built.
+    """
+
+    def __init__(self, profile: Profile, catalogue: Catalogue) -> None:
+        if not profile.correlation.echoed:
+            raise ConfigurationError(
+                f"The GoodWe profile {profile.name} has `correlation.echoed = false`; this version joins results by the echoed "
+                "id only. Set it to true if GoodWe returns the id."
+            )
+        self.catalogue = catalogue
+        topics = profile.topics
+        self.request_topics: tuple[str, str, str] = (topics.single_request, topics.multi_request, topics.query_request)
+        self.result_topics: tuple[str, str, str] = (topics.single_result, topics.multi_result, topics.query_result)
+        self._role_of = {topic: Role(i) for i, topic in enumerate(self.result_topics)}
+        self._dashed = profile.correlation.text == "uuid"
+        self._templates = _templates(profile)
+        self._code_of = {text: _RESULT_CODE[meaning] for text, meaning in profile.codes.items()}
+        self._stages = {None: False, profile.results.applied: False, profile.results.accepted: True}
+        self._decoder = _decoder(profile)
+        self._parameters = {a: getattr(profile.actuators, name) for a, name in ACTUATOR_NAMES.items()}
+
+    # ------------------------------------------------------------------ commands
+
+    def prepare(self, commands: Commands) -> Prepared:
+        """Names, raw values, digests and ids of commands.
+
+        A command that cannot be said (an SN that is none, a value outside its range) is in `refused`: one such device must
+        not stop the batch.
+        """
+        refused: dict[int, str] = {}
+        keys = self._keys(commands.sn, refused)
+        digests: list[int] = [0] * len(keys)
+        raws: list[tuple[int, ...]] = [()] * len(keys)
+        kinds = commands.actuator.tolist()
+        digest = correlation.digest
+        for kind in set(kinds):
+            template = self._templates[kind]
+            content = template.content
+            rows = range(len(keys)) if kinds.count(kind) == len(kinds) else [i for i, k in enumerate(kinds) if k == kind]
+            if kind >= QUERY_BIT:
+                for i in rows:
+                    digests[i] = digest(content % keys[i])
+                continue
+            values = self._raw(Actuator(kind), commands, rows, refused)
+            for i, value in zip(rows, values, strict=True):
+                raws[i] = value
+                digests[i] = digest(content % (keys[i], *value))
+        ids = correlation.pack(
+            shard=commands.shard,
+            row=commands.row,
+            actuator=commands.actuator,
+            generation=commands.generation,
+            attempt=commands.attempt,
+            digests=digests,
+        )
+        heads_of = {kind: self._templates[kind].head for kind in set(kinds)}
+        heads = [
+            heads_of[kind] % (text, key, *raw) for kind, text, key, raw in zip(kinds, self._texts(ids), keys, raws, strict=True)
+        ]
+        return Prepared(
+            ids=ids,
+            digests=np.array(digests, np.uint64),
+            roles=[int(self._templates[kind].role) for kind in kinds],
+            keys=keys,
+            heads=heads,
+            refused=tuple(sorted(refused.items())),
+        )
+
+    def encode(self, prepared: Prepared, *, now: float) -> tuple[list[int], list[bytes], list[bytes]]:
+        """(roles, keys, values), columns of length n with what is refused left out; `now` epoch seconds.
+
+        Two encodings of one id differ in nothing but their timestamp.
+        """
+        tail = b"%d}" % int(now * 1000)
+        if not prepared.refused:
+            return prepared.roles, prepared.keys, [head + tail for head in prepared.heads]
+        left_out = {i for i, _ in prepared.refused}
+        index = [i for i in range(len(prepared)) if i not in left_out]
+        return (
+            [prepared.roles[i] for i in index],
+            [prepared.keys[i] for i in index],
+            [prepared.heads[i] + tail for i in index],
+        )
+
+    def _keys(self, sns: list[str], refused: dict[int, str]) -> list[bytes]:
+        """SNs as bytes. Only what matches SN_PATTERN may enter a template."""
+        valid = SN_PATTERN.fullmatch
+        for i, sn in enumerate(sns):
+            if not valid(sn):
+                refused[i] = f"{sn!r} is no serial number: 16 of 0-9 and A-Z"
+        return [sn.encode("utf-8", "backslashreplace") for sn in sns]
+
+    def _raw(
+        self, actuator: Actuator, commands: Commands, rows: Sequence[int], refused: dict[int, str]
+    ) -> list[tuple[int, ...]]:
+        """Raw values of setpoints, in the order of the actuator's parameters."""
+        rules = self._parameters[actuator]
+        firsts, seconds = commands.first.tolist(), commands.second.tolist()
+        values: list[tuple[int, ...]]
+        if actuator is Actuator.EMS:
+            values = [(firsts[i], raw_of(seconds[i], rules)) for i in rows]
+        elif actuator is Actuator.EXPORT:
+            percent, family_of = self.catalogue.percent_families, self.catalogue.family_of
+            rated = commands.rated_w.tolist()
+            values = []
+            for i in rows:
+                if family_of(commands.sn[i]) not in percent:
+                    values.append((firsts[i], raw_of(seconds[i], rules)))
+                elif rated[i] > 0:
+                    # Rounded down, never looser than asked; a limit above the rating limits nothing, as 100 % does.
+                    values.append((firsts[i], min(seconds[i] * 100 // rated[i], 100)))
+                else:
+                    values.append((firsts[i], 0))
+                    refused[i] = f"{commands.sn[i]} takes its export limit in percent, and its rating is not known"
+        elif actuator is Actuator.ACTIVE:
+            scale = rules.scale / 10  # the pair has tenths of a percent
+            values = [(int(firsts[i] * scale + 0.5),) for i in rows]
+        else:
+            values = [(firsts[i],) for i in rows]
+        low, high = rules.min, rules.max
+        for i, value in zip(rows, values, strict=True):
+            for name, raw, least, most in zip(rules.parameters, value, low, high, strict=True):
+                if not least <= raw <= most:
+                    refused[i] = f"{commands.sn[i]}: {name} {raw} is outside {least}..{most}"
+        return values
+
+    def _texts(self, ids: U8) -> list[bytes]:
+        """The ids as they stand on the wire."""
+        n = len(ids)
+        digits = _HEX[np.stack([ids >> 4, ids & 15], axis=2).reshape(n, 32)]
+        width = 32
+        if self._dashed:
+            dashed = np.full((n, 36), ord("-"), np.uint8)
+            dashed[:, _DIGITS] = digits
+            digits, width = dashed, 36
+        text = digits.tobytes()
+        return [text[i : i + width] for i in range(0, n * width, width)]
+
+    # ------------------------------------------------------------------ results
+
+    def decode_result(self, role: Role, key: bytes | None, value: bytes | None, appended_at: float) -> DecodedResult | Refusal:
+        """One message of a result topic; `appended_at` epoch seconds. Never raises, whatever the bytes are."""
+        if value is None:
+            return Refusal(reason="undecodable", detail=f"no value under the key {key!r}")
+        try:
+            message = self._decoder(value)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            return Refusal(reason="undecodable", detail=f"no JSON result of the profile's form: {error}")
+        id_ = _id_bytes(message.correlation_id)
+        if id_ is None:
+            return Refusal(reason="no_id", detail="the correlation id is absent or no 128-bit id")
+        if not (id_[6] >> 4 == 8 and id_[8] >> 6 == 2 and id_[0] < SHARDS):
+            return Refusal(reason="foreign_id", detail=f"{correlation.text(id_)} is no id that this service makes")
+        kind = id_[4] >> 4
+        template = self._templates.get(kind)
+        if template is None or template.role is not role:
+            return Refusal(reason="wrong_topic", detail=f"{correlation.text(id_)} belongs to another topic than {role.name.lower()}")
+        if message.code is None:
+            return Refusal(reason="no_code", detail=f"{correlation.text(id_)} has no result code")
+        code = self._code_of.get(_code_text(message.code), ResultCode.UNKNOWN_CODE)
+        accepted = self._stages.get(message.stage)
+        if accepted is None:  # a stage that the profile does not know: taken, since "applied" would claim too much
+            accepted = True
+        first = second = NO_VALUE
+        if message.parameters is not None:
+            code = self._with_parameters(code, message.parameters)
+        if role is Role.QUERY and code is ResultCode.SUCCESS:
+            first, second = self._pair(Actuator(kind - QUERY_BIT), message.parameters or [])
+            if first == NO_VALUE or second == NO_VALUE:
+                code = ResultCode.PARTIAL
+        return DecodedResult(id_, code, accepted, first, second, appended_at)
+
+    def _with_parameters(self, code: ResultCode, parameters: list[Any]) -> ResultCode:
+        """PARTIAL where the parameters' own codes say anything else about success than the result's (R26)."""
+        succeeded = code is ResultCode.SUCCESS
+        for parameter in parameters:
+            own = parameter.code
+            if own is not None and (self._code_of.get(_code_text(own)) is ResultCode.SUCCESS) is not succeeded:
+                return ResultCode.PARTIAL
+        return code
+
+    def _pair(self, actuator: Actuator, parameters: list[Any]) -> tuple[int, int]:
+        """What a query read, in the pair's terms; NO_VALUE for what is missing, no integer or outside its range."""
+        rules: ActuatorRules = self._parameters[actuator]
+        read = {parameter.name: parameter.value for parameter in parameters}
+        raws: list[int] = []
+        for name, low, high in zip(rules.parameters, rules.min, rules.max, strict=True):
+            raw = read.get(name)
+            if isinstance(raw, float) and raw.is_integer():
+                raw = int(raw)
+            if isinstance(raw, int) and not isinstance(raw, bool) and low <= raw <= high:
+                raws.append(raw)
+            else:
+                raws.append(NO_VALUE)
+        if NO_VALUE in raws:
+            return raws[0], raws[1] if len(raws) > 1 else 0
+        if actuator is Actuator.EMS:
+            return raws[0], value_of(raws[1], rules)
+        if actuator is Actuator.EXPORT:
+            return raws[0], raws[1]
+        if actuator is Actuator.ACTIVE:
+            return round(raws[0] * 10 / rules.scale), 0
+        return raws[0], 0
+
+    def decode_results(self, records: Iterable[Record]) -> tuple[dict[int, Results], list[RefusedRecord]]:
+        """Results regrouped by shard, in the order of the records, and the records that cannot be used."""
+        good: list[DecodedResult] = []
+        bad: list[RefusedRecord] = []
+        decode, role_of = self.decode_result, self._role_of
+        for record in records:
+            at = record.timestamp / 1000
+            result = decode(role_of[record.topic], record.key, record.value, at)
+            if isinstance(result, DecodedResult):
+                good.append(result)
+            else:
+                bad.append(
+                    RefusedRecord(
+                        topic=record.topic,
+                        partition=record.partition,
+                        offset=record.offset,
+                        at=at,
+                        key=record.key,
+                        value=record.value,
+                        headers=tuple(record.headers or ()),
+                        reason=result.reason,
+                        detail=result.detail,
+                    )
+                )
+        return by_shard(good), bad
+
+
+def by_shard(results: Sequence[DecodedResult]) -> dict[int, Results]:
+    """Columns for each shard, the order kept; the shard is the first byte of an id."""
+    if not results:
+        return {}
+    ids_, codes_, accepted_, firsts_, seconds_, ats_ = zip(*results, strict=True)
+    ids = np.frombuffer(b"".join(ids_), np.uint8).reshape(-1, 16)
+    codes, accepted = np.array(codes_, np.uint8), np.array(accepted_, np.bool_)
+    firsts, seconds, ats = np.array(firsts_, np.int32), np.array(seconds_, np.int32), np.array(ats_, np.float64)
+    shards = ids[:, 0]
+    grouped = {}
+    for shard in np.unique(shards).tolist():
+        rows = np.flatnonzero(shards == shard)
+        grouped[shard] = Results(
+            ids=ids[rows],
+            code=codes[rows],
+            accepted=accepted[rows],
+            first=firsts[rows],
+            second=seconds[rows],
+            at=ats[rows],
+        )
+    return grouped
+
+
+def _id_bytes(text: str | None) -> bytes | None:
+    """16 bytes of an id in either text form, any case; None if it is none."""
+    if text is None:
+        return None
+    if len(text) == 36 and text[8] == text[13] == text[18] == text[23] == "-":
+        text = text.replace("-", "")
+    if len(text) != 32:
+        return None
+    try:
+        id_ = bytes.fromhex(text)
+    except ValueError:
+        return None
+    return id_ if len(id_) == 16 else None
+
+
+def _code_text(code: str | int) -> str:
+    return code if isinstance(code, str) else str(code)
+
+
+def _decoder(profile: Profile) -> Callable[[bytes], Any]:
+    """A decoder of the one shape of a result; fields that are not named are skipped."""
+    f = profile.fields
+    parameter = msgspec.defstruct(
+        "ResultParameter",
+        [
+            ("name", str | None, msgspec.field(name=f.name, default=None)),
+            ("value", Any, msgspec.field(name=f.value, default=None)),
+            ("code", str | int | None, msgspec.field(name=f.code, default=None)),
+        ],
+        gc=False,
+    )
+    result = msgspec.defstruct(
+        "Result",
+        [
+            ("correlation_id", str | None, msgspec.field(name=f.correlation_id, default=None)),
+            ("code", str | int | None, msgspec.field(name=f.code, default=None)),
+            ("stage", str | None, msgspec.field(name=f.stage, default=None)),
+            ("parameters", list[parameter] | None, msgspec.field(name=f.parameters, default=None)),  # type: ignore[valid-type]
+        ],
+    )
+    return msgspec.json.Decoder(result).decode
+
+
+def _templates(profile: Profile) -> dict[int, _Template]:
+    """By actuator number, with QUERY_BIT for its query. Heads end where the timestamp's digits begin."""
+    f = profile.fields
+
+    def text(value: str) -> str:
+        return json.dumps(value, ensure_ascii=False).replace("%", "%%")
+
+    start = f'{{{text(f.correlation_id)}:"%b",{text(f.sn)}:"%b",'
+    end = f",{text(f.timestamp)}:"
+    made = {}
+    for actuator, name in ACTUATOR_NAMES.items():
+        rules: ActuatorRules = getattr(profile.actuators, name)
+        plain = [parameter.replace("%", "%%") for parameter in rules.parameters]
+        objects = [f"{{{text(f.name)}:{text(parameter)},{text(f.value)}:%d}}" for parameter in rules.parameters]
+        single = rules.command == "single"
+        body = f"{text(f.parameter)}:{objects[0]}" if single else f"{text(f.parameters)}:[{','.join(objects)}]"
+        made[int(actuator)] = _Template(
+            role=Role.SINGLE if single else Role.MULTI,
+            content="\0".join(["%b", *(f"{parameter}=%d" for parameter in plain)]).encode(),
+            head=(start + body + end).encode(),
+            rules=rules,
+        )
+        names = ",".join(text(parameter) for parameter in rules.parameters)
+        made[actuator | QUERY_BIT] = _Template(
+            role=Role.QUERY,
+            content="\0".join(["%b", *plain]).encode(),
+            head=(f"{start}{text(f.parameters)}:[{names}]{end}").encode(),
+            rules=rules,
+        )
+    return made
