@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from vpp_dispatch.errors import ConfigurationError
@@ -25,6 +25,12 @@ HIDDEN = "hidden"
 
 Model = TypeVar("Model", bound=BaseModel)
 SettingPath = tuple[str, ...]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and refusing what it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
 
 
 def variable(path: SettingPath) -> str:

@@ -8,23 +8,25 @@
     |   `-- realtime                            |-- guard       blast radius (R38; not built yet)
     |-- http, log                               `-- fault       a planted death, for the kill tests only
 
+One list to read from top to bottom, and long for that reason only.
+
 `python -m vpp_dispatch.settings --write` writes docs/configuration.md from this file, `--check` compares.
 """
 
 from __future__ import annotations
 
-import os
-import ssl
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, SecretStr, field_validator, model_validator
 
 from vpp_dispatch import configuration
+from vpp_dispatch.configuration import Section
 from vpp_dispatch.errors import ConfigurationError
+from vpp_dispatch.security import SecuritySettings, secret
 
 ANY_SOURCE = "*"
 FAULTS_ALLOWED = "VPP_DISPATCH_FAULTS"
@@ -38,115 +40,6 @@ Kind = Literal[
 ]  # fmt: skip
 
 
-class Section(BaseModel):
-    """Base of all sections: frozen, and refusing what it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
-
-
-def _secret(file: Path | None, what: str) -> SecretStr | None:
-    """The content of a secret's file without the white space around it."""
-    if file is None:
-        return None
-    try:
-        text = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ValueError(
-            f"the {what} cannot be read from {file} ({reason}): mount it there, or name another file."
-        ) from None
-    if not text:
-        raise ValueError(f"the {what}'s file {file} is empty: write the {what} into it.")
-    return SecretStr(text)
-
-
-class SecuritySettings(Section):
-    """How a client proves itself to a cluster, and the cluster to it."""
-
-    protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
-        default="PLAINTEXT", description="Transport: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL."
-    )
-    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
-        default="SCRAM-SHA-512", description="SASL mechanism: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; used by SASL_*."
-    )
-    username: str = Field(default="", description="SASL user name; needed by SASL_*.")
-    password_file: Path | None = Field(default=None, description="File with the SASL password; needed by SASL_*.")
-    ca_file: Path | None = Field(default=None, description="PEM file with the cluster's CA; absent = the system's CAs.")
-    cert_file: Path | None = Field(default=None, description="PEM file with the client's certificate (mutual TLS).")
-    key_file: Path | None = Field(default=None, description="PEM file with the client's private key (mutual TLS).")
-    key_password_file: Path | None = Field(default=None, description="File with the password of the private key.")
-
-    _password: SecretStr | None = PrivateAttr(None)
-    _key_password: SecretStr | None = PrivateAttr(None)
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if self.protocol.startswith("SASL") and not (self.username and self.password_file):
-            raise ValueError(f"{self.protocol} needs a user name and a password: set USERNAME and PASSWORD_FILE here.")
-        if (self.cert_file is None) != (self.key_file is None):
-            raise ValueError(
-                "a client certificate needs its key and the key its certificate: set CERT_FILE and KEY_FILE."
-            )
-        if not self.uses_tls and (self.ca_file or self.cert_file):
-            raise ValueError(
-                f"{self.protocol} is without TLS but certificates are given: set PROTOCOL to SSL or SASL_SSL."
-            )
-        for file in (self.ca_file, self.cert_file, self.key_file):
-            if file is not None and not os.access(file, os.R_OK):
-                raise ValueError(f"{file} cannot be read: mount it there, or name another file.")
-        self._password = _secret(self.password_file, "password")
-        self._key_password = _secret(self.key_password_file, "key's password")
-        return self
-
-    @property
-    def uses_tls(self) -> bool:
-        return self.protocol in ("SSL", "SASL_SSL")
-
-    @property
-    def uses_sasl(self) -> bool:
-        return self.protocol.startswith("SASL")
-
-    @property
-    def password(self) -> SecretStr | None:
-        """The SASL password, as read from its file at start."""
-        return self._password
-
-    def ssl_context(self) -> ssl.SSLContext | None:
-        """A new context, or None without TLS.
-
-        Raises:
-            ConfigurationError: a PEM file is not usable.
-        """
-        if not self.uses_tls:
-            return None
-        try:
-            context = ssl.create_default_context(cafile=str(self.ca_file) if self.ca_file else None)
-            if self.cert_file is not None and self.key_file is not None:
-                password = self._key_password.get_secret_value() if self._key_password else None
-                context.load_cert_chain(str(self.cert_file), str(self.key_file), password)
-        except (ssl.SSLError, OSError) as error:
-            files = ", ".join(str(f) for f in (self.ca_file, self.cert_file, self.key_file) if f)
-            raise ConfigurationError(
-                f"TLS cannot be set up from {files} ({error}): give PEM files that fit."
-            ) from error
-        return context
-
-    def aiokafka(self) -> dict[str, Any]:
-        """The security arguments of an aiokafka client. Holds the password in the clear: pass it on, never keep it.
-
-        Raises:
-            ConfigurationError: a PEM file is not usable.
-        """
-        out: dict[str, Any] = {"security_protocol": self.protocol}
-        if (context := self.ssl_context()) is not None:
-            out["ssl_context"] = context
-        if self.uses_sasl and self._password is not None:
-            out["sasl_mechanism"] = self.mechanism
-            out["sasl_plain_username"] = self.username
-            out["sasl_plain_password"] = self._password.get_secret_value()
-        return out
-
-
 class KafkaSettings(Section):
     """Our cluster."""
 
@@ -154,7 +47,9 @@ class KafkaSettings(Section):
         default="localhost:9092", min_length=1, description="Brokers of our cluster, host:port, separated by commas."
     )
     group: TopicName = Field(default="vpp-dispatch", description="Consumer group and application id of all workers.")
-    replication_factor: int = Field(default=3, ge=1, le=10, description="Copies of the topics that the service creates.")
+    replication_factor: int = Field(
+        default=3, ge=1, le=10, description="Copies of the topics that the service creates."
+    )
     session_timeout_s: float = Field(
         default=15, ge=1, le=300, description="A worker that is silent for longer loses its shards, in seconds."
     )
@@ -182,10 +77,14 @@ class KafkaSettings(Section):
 class TopicSettings(Section):
     """Names of the topics of our side; the layout is in `contracts.md`."""
 
-    responses: TopicName = Field(default="dispatch.responses.v1", description="Responses of sources without their own topic.")
+    responses: TopicName = Field(
+        default="dispatch.responses.v1", description="Responses of sources without their own topic."
+    )
     reports: TopicName = Field(default="dispatch.reports.v1", description="Reports of sources without their own topic.")
     outcomes: TopicName = Field(default="dispatch.outcomes.v1", description="Outcomes per device: the audit trail.")
-    dead_letters: TopicName = Field(default="dispatch.dead-letters.v1", description="What could not be used, with its reason.")
+    dead_letters: TopicName = Field(
+        default="dispatch.dead-letters.v1", description="What could not be used, with its reason."
+    )
     registry: TopicName = Field(default="fleet.devices.v1", description="The registry of devices, compacted.")
     event_inbox: TopicName = Field(default="vpp-dispatch.event-inbox.v1", description="Internal; 1 partition.")
     shard_inbox: TopicName = Field(default="vpp-dispatch.shard-inbox.v1", description="Internal; 64 partitions.")
@@ -209,7 +108,7 @@ class SignalsSettings(Section):
     """Where signals come from."""
 
     topics: dict[TopicName, SourceName] = Field(
-       default_factory=lambda: {"dispatch.signals.v1": ANY_SOURCE},
+        default_factory=lambda: {"dispatch.signals.v1": ANY_SOURCE},
         min_length=1,
         description="Signals topic -> the one source that may use it (R9), a JSON object. `*` = any source: only where "
         "the broker lets a single operator write.",
@@ -220,7 +119,7 @@ class ResponsesSettings(Section):
     """Where responses go."""
 
     topics: dict[SourceName, TopicName] = Field(
-       default_factory=dict,
+        default_factory=dict,
         description="Source -> its own responses topic, a JSON object; the others use TOPICS__RESPONSES.",
     )
 
@@ -229,7 +128,7 @@ class ReportsSettings(Section):
     """Where reports go."""
 
     topics: dict[SourceName, TopicName] = Field(
-       default_factory=dict,
+        default_factory=dict,
         description="Source -> its own reports topic, a JSON object; the others use TOPICS__REPORTS.",
     )
 
@@ -258,7 +157,9 @@ class GoodweKafkaSettings(Section):
     """GoodWe's cluster."""
 
     bootstrap_servers: str | None = Field(
-        default=None, min_length=1, description="Brokers of GoodWe's cluster, host:port; absent = our cluster and its security."
+        default=None,
+        min_length=1,
+        description="Brokers of GoodWe's cluster, host:port; absent = ours, and its security.",
     )
     group: TopicName | None = Field(
         default=None, description="Consumer group on the result topics; absent = KAFKA__GROUP with `-goodwe` appended."
@@ -293,7 +194,7 @@ class RealtimeSettings(Section):
 
     @model_validator(mode="after")
     def _read_password(self) -> Self:
-        self._password = _secret(self.password_file, "password")
+        self._password = secret(self.password_file, "password")
         return self
 
     @property
@@ -309,16 +210,24 @@ class GoodweSettings(Section):
         default="goodwe", min_length=1, description="The contract: a built-in profile's name, or a file's path."
     )
     result_timeout_s: Seconds = Field(
-        default=300, description="Without a result for so long a setpoint is unconfirmed and tried again, in seconds (R25)."
+        default=300,
+        description="Without a result for so long a setpoint is unconfirmed and retried, in seconds (R25).",
     )
-    max_in_flight: int = Field(default=20_000, ge=10, description="Most unanswered commands, all workers together (R40).")
-    max_per_s: float = Field(default=0, ge=0, description="Most commands per second, all workers together; 0 = no limit (R40).")
+    max_in_flight: int = Field(
+        default=20_000, ge=10, description="Most unanswered commands, all workers together (R40)."
+    )
+    max_per_s: float = Field(
+        default=0, ge=0, description="Most commands per second, all workers together; 0 = no limit (R40)."
+    )
     request_timeout_s: Seconds = Field(
         default=5,
         description="A batch that GoodWe's cluster has not taken by then counts as published and unknown, in seconds.",
     )
     result_linger_s: float = Field(
-        default=1, ge=0, le=10, description="Results are gathered for so long before they go to their shards, in seconds."
+        default=1,
+        ge=0,
+        le=10,
+        description="Results are gathered for so long before they go to their shards, in seconds.",
     )
     kafka: GoodweKafkaSettings = GoodweKafkaSettings()
     realtime: RealtimeSettings = RealtimeSettings()
@@ -327,7 +236,9 @@ class GoodweSettings(Section):
 class FleetSettings(Section):
     """Who may be dispatched."""
 
-    consent_refresh_s: Seconds = Field(default=300, description="Between two readings of the authorized SNs, in seconds.")
+    consent_refresh_s: Seconds = Field(
+        default=300, description="Between two readings of the authorized SNs, in seconds."
+    )
     consent_max_age_s: Seconds = Field(
         default=3600, description="Consent that was read longer ago is stale and starts nothing new, in seconds (R16)."
     )
@@ -376,8 +287,12 @@ class GuardSettings(Section):
     """Blast radius (R38). Not built yet: anything but off is refused, since a guard that does not guard is worse."""
 
     canary: int = Field(default=0, description="Devices that go first, and are waited for; 0 = off. Only 0 is built.")
-    max_fleet_share: float = Field(default=1, description="Largest share of the fleet in one event; 1 = off. Only 1 is built.")
-    max_w_per_minute: int = Field(default=0, description="Largest change per minute and area, in W; 0 = off. Only 0 is built.")
+    max_fleet_share: float = Field(
+        default=1, description="Largest share of the fleet in one event; 1 = off. Only 1 is built."
+    )
+    max_w_per_minute: int = Field(
+        default=0, description="Largest change per minute and area, in W; 0 = off. Only 0 is built."
+    )
     min_interval_s: float = Field(
         default=0, description="Smallest time between two setpoints of a device, in seconds; 0 = off. Only 0 is built."
     )
@@ -397,7 +312,9 @@ class HttpSettings(Section):
     """/metrics, /livez, /readyz."""
 
     host: str = Field(default="0.0.0.0", description="Address to listen on.")  # noqa: S104  probes come from outside the pod
-    port: int = Field(default=8000, ge=0, le=65_535, description="Port to listen on; 0 = any free one, told in the log.")
+    port: int = Field(
+        default=8000, ge=0, le=65_535, description="Port to listen on; 0 = any free one, told in the log."
+    )
     live_limit_s: Seconds = Field(
         default=60, description="/livez fails once this worker's own loop has made no progress for longer, in seconds."
     )
@@ -422,17 +339,20 @@ class LogSettings(Section):
 class FaultSettings(Section):
     """A planted death."""
 
-    point: str = Field(default="", description="name:n:SIGNAL, see `vpp_dispatch.faults`.", json_schema_extra={"hidden": True})
+    point: str = Field(
+        default="", description="name:n:SIGNAL, see `vpp_dispatch.faults`.", json_schema_extra={"hidden": True}
+    )
 
 
 class Settings(Section):
     """Everything an operator can set. Frozen; `Settings()` is all defaults."""
 
     data_dir: Path = Field(
-        default=Path("/var/lib/vpp-dispatch"), description="Folder of the break-glass files, written by this worker (R36)."
+        default=Path("/var/lib/vpp-dispatch"),
+        description="Folder of this worker's break-glass files (R36).",
     )
     grants: dict[SourceName, Grant] = Field(
-       default_factory=dict,
+        default_factory=dict,
         description="Source -> what it may ask for (R9), a JSON object: `targets` (`all`, or `areas` and `groups`), "
         "`kinds`, `min_priority`, `max_w` (largest watts in one control). Without GRANTS every source may ask for "
         "everything; with it a source that is not named may ask for nothing.",
