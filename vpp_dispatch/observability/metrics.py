@@ -132,7 +132,7 @@ CATALOGUE: dict[str, tuple[Metric, ...]] = {
         _counter("results_late", "Results of an attempt or setpoint that is not the newest any more."),
         _histogram("publish_latency_seconds", "From due to acknowledged by GoodWe's cluster.", PUBLISH_BUCKETS_S),
         _histogram("result_latency_seconds", "From acknowledged by GoodWe's cluster to the result.", RESULT_BUCKETS_S),
-        _counter("link_batches", "Batches given to GoodWe's cluster.", outcome="acknowledged, unknown, refused"),
+        _counter("link_batches", "Batches given to GoodWe's cluster.", outcome="acknowledged, unknown"),
         _gauge("link_reachable", "1 if GoodWe's cluster answered last, else 0."),
         _gauge(
             "silence_seconds", "Time since anything came back while something is unanswered; 0 = nothing is.", unit="s"
@@ -148,7 +148,7 @@ CATALOGUE: dict[str, tuple[Metric, ...]] = {
         _histogram("checkpoint_seconds", "One checkpoint, from its snapshot to the commit.", SHORT_BUCKETS_S),
         _counter("checkpoint_pages", "Pages written by checkpoints."),
         _counter("checkpoint_bytes", "Bytes of the pages written by checkpoints.", unit="bytes"),
-        _counter("commits", "Commits of inbox offsets.", outcome="committed, busy, failed"),
+        _counter("commits", "Commits of inbox offsets.", outcome="committed, failed"),
         _counter("lease_lapses", "Times the lease ran out and publishing stopped (R39)."),
         _gauge("owned_shards", "Shards this worker owns."),
         _counter("rebalances", "Times the partitions were assigned anew."),
