@@ -146,3 +146,12 @@ def test_templates_without_end_do_not_take_memory_without_end() -> None:
     passed = sum(limit.filter(record(f"value {n}")) for n in range(3000))
     assert passed == 1001
     assert len(limit._seen) == 1001
+
+
+def test_configure_holds_aiokafka_back_also_in_its_children(capfd: pytest.CaptureFixture[str]) -> None:
+    configure("info", "json")
+    for n in range(20):
+        logging.getLogger("aiokafka.conn").error("node %s away", n)
+        logging.getLogger("faust").info("kept %s", n)
+    shown = [line["logger"] for line in lines(capfd)]
+    assert (shown.count("aiokafka.conn"), shown.count("faust")) == (3, 20)
