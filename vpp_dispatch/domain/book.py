@@ -50,6 +50,7 @@ class Effects:
     duplicates: int = 0
     late: int = 0
     suspects: int = 0
+    took: list[np.ndarray] = field(default_factory=list)  # seconds from publish to result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,6 +275,7 @@ class Book:
         answered = folded.answered
         held = answered[columns["held"][results.row[answered]]]
         took = np.maximum(results.at[held] - sent_at[held], 0.0)
+        effects.took.append(took)
         for slot, seconds in _by_owner(columns["owner"][results.row[held]], took):
             membership = self._at_slot(slot)
             if membership:

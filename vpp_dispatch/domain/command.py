@@ -12,6 +12,7 @@ A setpoint is a pair of integers in our own terms; only the codec knows the name
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -84,3 +85,14 @@ class Results:
 
     def __len__(self) -> int:
         return len(self.code)
+
+
+def concatenate(parts: Sequence[Commands]) -> Commands:
+    """One batch of several, in their order; `parts` must not be empty."""
+    return Commands(
+        sn=[sn for part in parts for sn in part.sn],
+        **{
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name in ("shard", "row", "actuator", "generation", "attempt", "first", "second", "deadline_at", "rated_w")
+        },
+    )

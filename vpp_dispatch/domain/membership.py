@@ -43,6 +43,7 @@ MEMBER = np.dtype(
         ("told_state", "u1"),
         ("told_reason", "u1"),
         ("told_code", "u1"),
+        ("told_final", "?"),  # it was told as the outcome, at the close or after it
     ]
 )
 
@@ -273,6 +274,7 @@ class Membership:
             m["told_state"][telling.index] = telling.state
             m["told_reason"][telling.index] = telling.reason
             m["told_code"][telling.index] = telling.code
+            m["told_final"][telling.index] = bool(self.closed_at)
         self.dirty = True
 
     def settled(self) -> bool:

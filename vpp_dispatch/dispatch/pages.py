@@ -1,0 +1,256 @@
+"""The saved rows of a book: what is dirty goes out as pages, and a takeover reads them back.
+
+Key `shard|page|kind|epoch`: the epoch is in the key, so that a late row of a worker that was frozen can never replace
+a newer one, not even by compaction. Recovery takes the highest epoch; the owner deletes the older rows after its own
+is delivered. A value starts with the inbox offset that it is folded up to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+
+from vpp_dispatch.domain.book import Book
+from vpp_dispatch.domain.device import Record
+from vpp_dispatch.domain.inputs import Selector
+from vpp_dispatch.domain.membership import MEMBER, STRANGER, Membership, Part
+from vpp_dispatch.domain.roster import PAGE, ROSTER, Rows
+from vpp_dispatch.domain.setpoint import SETPOINT
+from vpp_dispatch.domain.signal import Actuator
+from vpp_dispatch.errors import InvariantBroken
+
+_OFFSET = struct.Struct("<q")
+_pack = msgspec.msgpack.Encoder().encode
+
+PageName = tuple[str, str]
+"""(page, kind)."""
+
+
+class _Devices(msgspec.Struct, array_like=True):
+    sns: list[str]
+    records: list[Record | None]
+    columns: bytes
+
+
+class _Event(msgspec.Struct, array_like=True):
+    selector: Selector
+    slot: int
+    end_at: float
+    flags: tuple[bool, bool, bool, bool, bool]  # started, ended, cancelled, replaced, superseded
+    closed_at: float
+    counters: tuple[int, int, int, int, int, int]  # published, retried, duplicates, late, held and won at the end
+    latency: tuple[list[int], list[int], float, float]
+    parts: list[bytes]
+    strangers: list[str]
+    told_strangers: bytes
+
+
+class _Head(msgspec.Struct, array_like=True):
+    consent_at: float
+    next_slot: int
+    closed: dict[str, tuple[int, float]]
+
+
+_devices = msgspec.msgpack.Decoder(_Devices)
+_event = msgspec.msgpack.Decoder(_Event)
+_head = msgspec.msgpack.Decoder(_Head)
+
+
+@dataclass(slots=True, kw_only=True)
+class Snapshot:
+    """What one checkpoint of a shard writes: rows, the offset they stand for, and what becomes durable with them."""
+
+    shard: int
+    offset: int | None
+    rows: list[tuple[bytes, bytes]] = field(default_factory=list)
+    drops: list[bytes] = field(default_factory=list)
+    arming: dict[Actuator, Rows] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        return sum(len(value) for _, value in self.rows)
+
+
+def page_of_event(event: str, revision: int) -> str:
+    """The page name of an event's row: a hash, since event ids may hold anything."""
+    return hashlib.blake2b(f"{event}\0{revision}".encode(), digest_size=8).hexdigest()
+
+
+def split(key: bytes) -> tuple[int, str, str, int]:
+    """(shard, page, kind, epoch) of a key; raises InvariantBroken for a key that `snapshot` never made."""
+    try:
+        shard, page, kind, epoch = key.decode().split("|")
+        return int(shard), page, kind, int(epoch)
+    except ValueError as fault:
+        raise InvariantBroken(f"a saved row has the key {key!r}") from fault
+
+
+def snapshot(book: Book, kept: dict[PageName, set[bytes]], offset: int | None) -> Snapshot:
+    """The dirty pages of a book, now; synchronous, so that pages and offset belong together.
+
+    `kept` knows the keys that stand in the table for each page and is brought up to date.
+    """
+    shot = Snapshot(shard=book.shard, offset=offset)
+
+    def put(page: str, kind: str, body: bytes) -> None:
+        key = f"{book.shard}|{page}|{kind}|{book.epoch}".encode()
+        shot.rows.append((key, _OFFSET.pack(offset or 0) + body))
+        old = kept.setdefault((page, kind), set())
+        shot.drops.extend(old - {key})
+        kept[page, kind] = {key}
+
+    n = len(book.roster)
+    for page in sorted(book.roster.dirty):
+        part = slice(page * PAGE, min((page + 1) * PAGE, n))
+        columns = book.roster.columns[part].tobytes()
+        put(str(page), "devices", _pack(_Devices(book.roster.sns[part], book.roster.records[part], columns)))
+    book.roster.dirty.clear()
+    for actuator, setpoints in book.setpoints.items():
+        for page in sorted(setpoints.dirty):
+            part = slice(page * PAGE, min((page + 1) * PAGE, n))
+            put(str(page), actuator.name.lower(), setpoints.columns[part].tobytes())
+        setpoints.dirty.clear()
+        setpoints.urgent = False
+        arming = np.flatnonzero(setpoints.columns["armed"] & ~setpoints.durable)
+        if len(arming):
+            shot.arming[actuator] = arming
+    for (event, revision), membership in book.memberships.items():
+        if membership.dirty:
+            put(page_of_event(event, revision), "event", _pack(_event_of(membership)))
+            membership.dirty = False
+    for event, revision in book.dropped:
+        shot.drops.extend(kept.pop((page_of_event(event, revision), "event"), ()))
+    book.dropped.clear()
+    if book.head_dirty:
+        put("0", "head", _pack(_Head(book.roster.consent_at, book.next_slot, book.closed)))
+        book.head_dirty = False
+    book.published_news = False
+    return shot
+
+
+def saved(book: Book, shot: Snapshot) -> None:
+    """The rows of a snapshot are delivered: what they arm may be published now."""
+    for actuator, rows in shot.arming.items():
+        setpoints = book.setpoints[actuator]
+        setpoints.durable[rows] = setpoints.columns["armed"][rows]
+        book.due_at = 0.0
+
+
+def soil(book: Book) -> None:
+    """Everything has to be saved again: a snapshot was taken and its rows were not delivered."""
+    pages = range(-(-len(book.roster) // PAGE))
+    book.roster.dirty.update(pages)
+    for setpoints in book.setpoints.values():
+        setpoints.dirty.update(pages)
+        setpoints.urgent = True
+    for membership in book.memberships.values():
+        membership.dirty = True
+    book.head_dirty = True
+
+
+def is_dirty(book: Book) -> bool:
+    """Whether a checkpoint would write something."""
+    return bool(
+        book.roster.dirty
+        or book.head_dirty
+        or book.dropped
+        or any(s.dirty for s in book.setpoints.values())
+        or any(m.dirty for m in book.memberships.values())
+    )
+
+
+def newest(rows: Mapping[bytes, bytes], shards: Iterable[int]) -> dict[int, dict[PageName, dict[int, bytes]]]:
+    """The keys of saved rows by shard, page and epoch; the value is the key. Only of the given shards."""
+    wanted = {shard: {} for shard in shards}  # type: dict[int, dict[PageName, dict[int, bytes]]]
+    for key, value in rows.items():
+        shard, page, kind, epoch = split(key)
+        if shard in wanted and value:
+            wanted[shard].setdefault((page, kind), {})[epoch] = key
+    return wanted
+
+
+def load(book: Book, found: Mapping[PageName, Mapping[int, bytes]], rows: Mapping[bytes, bytes], now: float) -> dict[PageName, set[bytes]]:
+    """Fills an empty book from its saved rows, the highest epoch of each page; returns the keys that stand there."""
+    kept = {name: set(by_epoch.values()) for name, by_epoch in found.items()}
+    best = {name: rows[by_epoch[max(by_epoch)]] for name, by_epoch in found.items()}
+    for (page, kind), value in sorted(best.items(), key=lambda item: (item[0][1], len(item[0][0]), item[0][0])):
+        if kind == "devices":
+            _load_devices(book, int(page), _devices.decode(value[_OFFSET.size :]))
+    for setpoints in book.setpoints.values():
+        setpoints.grow(len(book.roster.columns))
+    for (page, kind), value in best.items():
+        offset, body = _OFFSET.unpack_from(value)[0], value[_OFFSET.size :]
+        if kind == "head":
+            head = _head.decode(body)
+            book.roster.consent_at, book.next_slot, book.closed = head.consent_at, head.next_slot, head.closed
+        elif kind != "devices" and kind != "event":
+            actuator = Actuator[kind.upper()]
+            columns = np.frombuffer(body, SETPOINT)
+            start = int(page) * PAGE
+            book.setpoints[actuator].columns[start : start + len(columns)] = columns
+            book.folded_to[actuator, int(page)] = offset
+    for (_page, kind), value in best.items():
+        if kind == "event":
+            membership = _membership(_event.decode(value[_OFFSET.size :]))
+            selector = membership.selector
+            if book.closed.get(selector.event, (0, 0.0))[0] >= selector.revision:
+                book.dropped.add((selector.event, selector.revision))  # a late row of an event that is over
+                continue
+            book.memberships[selector.event, selector.revision] = membership
+            book.next_slot = max(book.next_slot, membership.slot + 1)
+    book.registry_defaults(range(len(book.roster)))
+    for setpoints in book.setpoints.values():
+        setpoints.taken_over(now)
+    return kept
+
+
+def _load_devices(book: Book, page: int, saved_: _Devices) -> None:
+    roster = book.roster
+    columns = np.frombuffer(saved_.columns, ROSTER)
+    for i, sn in enumerate(saved_.sns):
+        row = roster.add(sn)
+        if row != page * PAGE + i:
+            raise InvariantBroken(f"shard {book.shard}: the saved rows of devices do not follow each other at {row}")
+        if saved_.records[i] is not None:
+            roster.put(row, saved_.records[i])
+    roster.columns[page * PAGE : page * PAGE + len(columns)] = columns
+    roster.dirty.clear()
+
+
+def _event_of(m: Membership) -> _Event:
+    return _Event(
+        m.selector,
+        m.slot,
+        m.end_at,
+        (m.started, m.ended, m.cancelled, m.replaced, m.superseded),
+        m.closed_at,
+        (m.published, m.retried, m.duplicates, m.late, m.held_at_end, m.won_at_end),
+        (m.publish_latency.tolist(), m.result_latency.tolist(), m.publish_max_s, m.result_max_s),
+        [part.members.tobytes() for part in m.parts],
+        m.strangers,
+        m.told_strangers.tobytes(),
+    )
+
+
+def _membership(e: _Event) -> Membership:
+    m = Membership(slot=e.slot, selector=e.selector)
+    m.end_at = e.end_at
+    m.started, m.ended, m.cancelled, m.replaced, m.superseded = e.flags
+    m.closed_at = e.closed_at
+    m.published, m.retried, m.duplicates, m.late, m.held_at_end, m.won_at_end = e.counters
+    m.publish_latency, m.result_latency = np.array(e.latency[0], np.int64), np.array(e.latency[1], np.int64)
+    m.publish_max_s, m.result_max_s = e.latency[2], e.latency[3]
+    m.parts = [
+        Part(control=control, members=np.frombuffer(body, MEMBER).copy())
+        for control, body in zip(e.selector.controls, e.parts, strict=True)
+    ]
+    m.strangers = e.strangers
+    m.told_strangers = np.frombuffer(e.told_strangers, STRANGER).copy()
+    m.dirty = False
+    return m
+

@@ -1,0 +1,264 @@
+"""The only way out to GoodWe. It pulls due work from the owned books and checks, at this one place, all that allows it.
+
+It is state, not a queue: a newer setpoint replaces an unsent one for nothing, and an outage of GoodWe's cluster stops
+nothing else. One batch is in hand at a time and awaited, which is what bounds a worker that was frozen (R39).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from vpp_dispatch.dispatch.lease import Lease
+from vpp_dispatch.dispatch.shards import Shards
+from vpp_dispatch.domain import correlation
+from vpp_dispatch.domain.book import Book
+from vpp_dispatch.domain.command import U8, Commands, concatenate
+from vpp_dispatch.domain.device import SHARDS
+from vpp_dispatch.domain.signal import QUERY_BIT, Actuator
+from vpp_dispatch.errors import NotReachable
+from vpp_dispatch.observability.metrics import Metrics
+
+BATCH = 1000
+"""Commands in one batch at most."""
+
+PROBE = 10
+"""Retries per retry interval while nothing at all comes back (R41)."""
+
+RELEASES_FIRST_S = 10.0
+"""How long a takeover waits for all shards to be read up before it lets setpoints out, if a release is owed."""
+
+LEAST_LEFT_S = 0.25
+"""A setpoint whose window ends sooner is not begun any more."""
+
+SKEW_STOPS_S = 5.0
+"""Above it the clock cannot be trusted with windows: only releases (R7)."""
+
+
+class Prepared(Protocol):
+    """Commands with their ids, ready to be published. `ids` has shape (n, 16), dtype u1."""
+
+    @property
+    def ids(self) -> U8: ...
+
+
+class Link(Protocol):
+    """GoodWe's side as this package sees it."""
+
+    @property
+    def reachable(self) -> bool: ...
+    def prepare(self, commands: Commands) -> Any: ...
+    async def publish(self, prepared: Any, *, now: float, give_up_after_s: float) -> None: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class _Slice:
+    """The commands of one book, one actuator and one sort inside a batch."""
+
+    book: Book
+    commands: Commands
+    start: int
+
+
+class Publisher:
+    """Pulls, checks, publishes, and tells the books."""
+
+    def __init__(
+        self,
+        *,
+        shards: Shards,
+        link: Link,
+        lease: Lease,
+        max_in_flight: int,
+        max_per_s: float,
+        result_timeout_s: float,
+        retry_interval_s: float,
+        request_timeout_s: float,
+        metrics: Metrics,
+        log: Any,
+        fault: Callable[[str], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.shards = shards
+        self.link = link
+        self.lease = lease
+        self.max_in_flight = max_in_flight
+        self.max_per_s = max_per_s
+        self.result_timeout_s = result_timeout_s
+        self.retry_interval_s = retry_interval_s
+        self.request_timeout_s = request_timeout_s
+        self.metrics = metrics
+        self.log = log
+        self.fault = fault
+        self.clock = clock
+        self.skew_s = 0.0
+        self.open = False  # the shell lets it publish
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._waiting_since: float | None = None  # something is unanswered and nothing came back since
+        self._probed_at = 0.0
+        self._paced_until = 0.0
+
+    async def stop_publishing(self, timeout_s: float) -> None:
+        """Lets the batch in hand finish, and begins no other."""
+        self.open = False
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            self.log.warning("publisher.batch_in_hand", detail=f"a batch was still in hand after {timeout_s:g} s")
+
+    async def run(self) -> None:
+        """Publishes until it is cancelled."""
+        while True:
+            self.shards.wake.clear()
+            if not await self.publish_some():
+                try:
+                    await asyncio.wait_for(self.shards.wake.wait(), 0.1)
+                except TimeoutError:
+                    continue
+
+    async def publish_some(self) -> bool:
+        """Publishes one batch if anything is due and allowed; returns whether it did."""
+        now = self.clock()
+        self.metrics.link_reachable.set(1.0 if self.link.reachable else 0.0)
+        if not (self.open and self.lease.fresh() and self.link.reachable) or now < self._paced_until:
+            return False
+        slices = self._pull(now)
+        if not slices:
+            return False
+        self._idle.clear()
+        try:
+            await self._publish(slices, now)
+        finally:
+            self._idle.set()
+        return True
+
+    # ------------------------------------------------------------------ what may go
+
+    def _pull(self, now: float) -> list[_Slice]:
+        shards = self.shards
+        ready = [book for shard, book in shards.books.items() if shards.read_up(shard)]
+        owing = any(book.owes_release() for book in shards.books.values())
+        waits = owing and not shards.all_read_up() and shards.seconds_since_takeover < RELEASES_FIRST_S
+        found = [(book, actuator, due) for book in ready for actuator, due in book.due(now)]
+        self.metrics.commands_due.set(sum(len(due.row) for _, _, due in found))
+        if not found:
+            return []
+        rank = np.concatenate([due.rank for _, _, due in found])
+        deadline = np.concatenate([due.deadline_at for _, _, due in found])
+        again = np.concatenate([due.again for _, _, due in found])
+        owner = np.concatenate([np.full(len(due.row), i) for i, (_, _, due) in enumerate(found)])
+        index = np.concatenate([np.arange(len(due.row)) for _, _, due in found])
+        query = np.concatenate([due.query for _, _, due in found])
+        row = np.concatenate([due.row for _, _, due in found])
+
+        may = deadline - now > LEAST_LEFT_S
+        if waits:
+            may &= rank < 2
+        if self.skew_s > SKEW_STOPS_S:
+            may &= rank < 2
+        self._silence(now)
+        chosen = np.flatnonzero(may)
+        # Stable: releases, read-backs, then priority, then deadline, then row, so that a replay chooses the same.
+        chosen = chosen[np.lexsort((index[chosen], deadline[chosen], rank[chosen]))]
+        if self._silent(now):
+            chosen = self._probe(chosen, again, now)
+        chosen = chosen[: min(BATCH, self._room(now, ready, rank[chosen]))]
+        if self.max_per_s:
+            allowance = max(1, int(self.max_per_s * len(shards.books) / SHARDS * 0.25))
+            chosen = chosen[:allowance]
+            self._paced_until = now + len(chosen) / (self.max_per_s * len(shards.books) / SHARDS)
+        slices: list[_Slice] = []
+        start = 0
+        for i in np.unique(owner[chosen]).tolist():
+            book, actuator, _ = found[i]
+            for sort in (False, True):
+                mine = chosen[(owner[chosen] == i) & (query[chosen] == sort)]
+                if len(mine):
+                    commands = book.commands(actuator, row[mine], sort)
+                    slices.append(_Slice(book=book, commands=commands, start=start))
+                    start += len(commands)
+        return slices
+
+    def _room(self, now: float, ready: list[Book], rank: np.ndarray) -> int:
+        """How many more may be in flight: the owned shards' share; a tenth is kept for releases (R40)."""
+        window = self.max_in_flight * len(self.shards.books) / SHARDS
+        used = sum(book.in_flight(now) for book in ready)
+        releases = int((rank < 2).sum())
+        room = int(window * 0.9 - used)
+        if releases:
+            room = max(room, min(int(window - used), releases))
+        return max(room, 0)
+
+    def _silence(self, now: float) -> None:
+        """Keeps the time since which something is unanswered and nothing at all came back (R41)."""
+        last = max((book.last_result_at for book in self.shards.books.values()), default=0.0)
+        if self._waiting_since is not None and last >= self._waiting_since:
+            self._waiting_since = None
+        self.metrics.silence_seconds.set(0.0 if self._waiting_since is None else now - self._waiting_since)
+
+    def _silent(self, now: float) -> bool:
+        return self._waiting_since is not None and now - self._waiting_since > self.result_timeout_s
+
+    def _probe(self, chosen: np.ndarray, again: np.ndarray, now: float) -> np.ndarray:
+        """First tries go out as ever; of retries a few at a time, until anything comes back (R41)."""
+        retries = np.flatnonzero(again[chosen])
+        keep = 0 if now - self._probed_at < self.retry_interval_s else PROBE
+        if len(retries) and keep:
+            self._probed_at = now
+        return np.delete(chosen, retries[keep:])
+
+    # ------------------------------------------------------------------ out
+
+    async def _publish(self, slices: list[_Slice], now: float) -> None:
+        commands = concatenate([s.commands for s in slices])
+        prepared = self.link.prepare(commands)
+        left = float(commands.deadline_at.min()) - now
+        if not self.lease.fresh():
+            return
+        started = time.monotonic()
+        try:
+            await self.link.publish(prepared, now=now, give_up_after_s=min(self.request_timeout_s, left))
+        except NotReachable as fault:
+            # Published and unknown: the same ids go out again once GoodWe's cluster is back.
+            self.metrics.publish_failures.add()
+            self.metrics.link_batches.add(outcome="unknown")
+            self.log.warning("batch.unknown", commands=len(commands), detail=str(fault))
+            for s in slices:
+                s.book.due_at = 0.0
+            return
+        self.fault("published")
+        done = self.clock()
+        digests = np.ascontiguousarray(prepared.ids[:, 8:]).view(">u8").astype(np.uint64).reshape(-1)
+        digests &= np.uint64((1 << correlation.DIGEST_BITS) - 1)
+        for s in slices:
+            s.book.published(s.commands, digests[s.start : s.start + len(s.commands)], done)
+        if self._waiting_since is None:
+            self._waiting_since = done
+        self._count(commands, time.monotonic() - started)
+
+    def _count(self, commands: Commands, took_s: float) -> None:
+        query = commands.actuator >= QUERY_BIT
+        release = np.isinf(commands.deadline_at) & ~query
+        queries, releases = int(query.sum()), int(release.sum())
+        sets = len(commands) - queries - releases
+        for n, role, purpose in ((queries, "query", "query"), (releases, "multi", "release"), (sets, "multi", "set")):
+            if n:
+                self.metrics.commands_published.add(n, role=role, purpose=purpose)
+        self.metrics.commands_retried.add(int((commands.attempt > 1).sum()))
+        self.metrics.link_batches.add(outcome="acknowledged")
+        self.metrics.publish_latency_seconds.observe_many(np.full(len(commands), took_s))
+        by_actuator = {a.name.lower(): int((commands.actuator & 7 == a).sum()) for a in Actuator}
+        self.log.info(
+            "batch.published",
+            sets=sets,
+            releases=releases,
+            queries=queries,
+            seconds=round(took_s, 4),
+            **{name: n for name, n in by_actuator.items() if n},
+        )

@@ -1,0 +1,155 @@
+"""What has to be there before the app starts: topics, with their partition counts, and leaders for them.
+
+The service creates its internal topics, changelogs too (a topic that Faust creates on its way has the wrong segments,
+and new topics answer without a leader at first). Operators' and GoodWe's topics belong to others: where one is missing
+the service says which, and waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError
+
+from vpp_dispatch.domain.device import SHARDS
+from vpp_dispatch.errors import ConfigurationError
+from vpp_dispatch.settings import SecuritySettings, Settings
+
+DAY_MS = 86_400_000
+INBOX = {"message.timestamp.type": "LogAppendTime", "retention.ms": str(7 * DAY_MS), "max.message.bytes": "8388608"}
+CHANGELOG = {
+    "cleanup.policy": "compact",
+    "segment.ms": "600000",
+    "min.cleanable.dirty.ratio": "0.1",
+    "delete.retention.ms": str(DAY_MS),
+    "max.message.bytes": "8388608",
+}
+
+
+def internal_topics(settings: Settings) -> dict[str, tuple[int, dict[str, str]]]:
+    """Topics that the service creates: name -> (partitions, configuration)."""
+    t = settings.topics
+    return {
+        t.event_inbox: (1, INBOX),
+        t.shard_inbox: (SHARDS, INBOX),
+        t.events_changelog: (1, CHANGELOG),
+        t.pages_changelog: (SHARDS, CHANGELOG),
+    }
+
+
+def operators_topics(settings: Settings) -> dict[str, tuple[int, dict[str, str]]]:
+    """Topics of our cluster that the operators' platform owns: name -> (partitions, configuration) for trying it out."""
+    t = settings.topics
+    compacted = {"cleanup.policy": "compact"}
+    wanted: dict[str, tuple[int, dict[str, str]]] = {}
+    for name in settings.signals.topics:
+        wanted[name] = (3, {"retention.ms": str(7 * DAY_MS), "message.timestamp.type": "LogAppendTime"})
+    for name in (t.responses, *settings.responses.topics.values()):
+        wanted[name] = (3, {"retention.ms": str(30 * DAY_MS)})
+    for name in (t.reports, *settings.reports.topics.values()):
+        wanted[name] = (3, compacted)
+    wanted[t.outcomes] = (6, {"retention.ms": str(30 * DAY_MS)})
+    wanted[t.dead_letters] = (3, {"retention.ms": str(14 * DAY_MS), "max.message.bytes": "8388608"})
+    wanted[t.registry] = (6, compacted)
+    return wanted
+
+
+async def existing(admin: AIOKafkaAdminClient) -> dict[str, int]:
+    """Topics that have a leader for each partition: name -> partitions."""
+    found = {}
+    for topic in await admin.describe_topics():
+        partitions = topic["partitions"]
+        if not topic["error_code"] and partitions and all(p["leader"] >= 0 for p in partitions):
+            found[topic["topic"]] = len(partitions)
+    return found
+
+
+async def create(
+    admin: AIOKafkaAdminClient, wanted: Mapping[str, tuple[int, Mapping[str, str]]], *, replication_factor: int
+) -> None:
+    """Creates the topics that are missing."""
+    there = await existing(admin)
+    new = [
+        NewTopic(name, partitions, replication_factor, topic_configs=dict(configs))
+        for name, (partitions, configs) in wanted.items()
+        if name not in there
+    ]
+    if new:
+        try:
+            await admin.create_topics(new)
+        except TopicAlreadyExistsError:  # another worker was first
+            return
+
+
+def client(bootstrap_servers: str, security: SecuritySettings) -> AIOKafkaAdminClient:
+    """An admin client of a cluster; not started."""
+    return AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers, **security.aiokafka())
+
+
+async def prepare(settings: Settings, *, waiting: Callable[[list[str]], None]) -> None:
+    """Waits for our cluster, creates the internal topics and waits until all topics of our side are there.
+
+    `waiting` is told, in sentences, what is waited for.
+
+    Raises:
+        ConfigurationError: an internal topic has another partition count than the service needs.
+    """
+    internal = internal_topics(settings)
+    pause = 0.2
+    while True:
+        admin = client(settings.kafka.bootstrap_servers, settings.kafka.security)
+        try:
+            await admin.start()
+            await create(admin, internal, replication_factor=settings.kafka.replication_factor)
+            there = await existing(admin)
+            missing = _missing(there, [*internal, *operators_topics(settings)])
+            _check_counts(there, internal)
+            if not missing:
+                return
+            waiting(missing)
+        except (KafkaError, OSError) as fault:
+            waiting([f"Kafka at {settings.kafka.bootstrap_servers} cannot be used ({fault!r}): start it, or set the address."])
+        finally:
+            await admin.close()
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.5, 5.0)
+
+
+def _missing(there: Mapping[str, int], names: Iterable[str]) -> list[str]:
+    return [f"The topic {name} does not exist or has no leader yet: create it." for name in names if name not in there]
+
+
+def _check_counts(there: Mapping[str, int], wanted: Mapping[str, tuple[int, Any]]) -> None:
+    wrong = [
+        f"{name} has {there[name]} partitions and needs {count}"
+        for name, (count, _) in wanted.items()
+        if name in there and there[name] != count
+    ]
+    if wrong:
+        raise ConfigurationError(
+            "; ".join(wrong) + ": the number is for life. Delete the topic if nothing is held, or give it another name."
+        )
+
+
+async def create_for_trying_out(settings: Settings) -> None:
+    """Creates all topics of our side, the operators' too: for the demo and tests, on one's own broker."""
+    admin = client(settings.kafka.bootstrap_servers, settings.kafka.security)
+    try:
+        await admin.start()
+        wanted = internal_topics(settings) | operators_topics(settings)
+        await create(admin, wanted, replication_factor=settings.kafka.replication_factor)
+        for _ in range(200):
+            if not _missing(await existing(admin), wanted):
+                return
+            await asyncio.sleep(0.05)
+        raise ConfigurationError("the topics that were just created got no leader within 10 s: look at the broker's log.")
+    finally:
+        await admin.close()
+
+
+def topics_missing(there: Mapping[str, int], names: Sequence[str]) -> list[str]:
+    """Sentences about topics of GoodWe's that are missing."""
+    return [f"GoodWe's topic {name} does not exist: check the profile and the access." for name in names if name not in there]
