@@ -154,12 +154,26 @@ LEAVES = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-2, 300),
-    st.sampled_from([1500, 1_000_000, 1_000_001, 10**10, 10**10 + 1, 2**53, 1500.0, 1500.5, -0.0, 0.8, 62.5, 100, 1e300]),
+    st.sampled_from(
+        [1500, 1_000_000, 1_000_001, 10**10, 10**10 + 1, 2**53, 1500.0, 1500.5, -0.0, 0.8, 62.5, 100, 1e300]
+    ),
     st.sampled_from(["", "x", "x" * 64, "x" * 65, "9010KETU000W0001", "9010KETU000W0001\n", "2026-11-22T11:00:00Z"]),
     st.sampled_from(["2026-11-22T11:00:00", "over", "charge", "standby", "power_factor", "cancel", "release"]),
     st.sampled_from([[], {}, ["x"], {"x": 1}, {"all": True}, [{"kind": "standby"}]]),
 )
-NAMES = ["each_w", "total_w", "reason", "ext", "targets", "controls", "end_at", "open_ended", "ramp_down_s", "foo", "kind"]
+NAMES = [
+    "each_w",
+    "total_w",
+    "reason",
+    "ext",
+    "targets",
+    "controls",
+    "end_at",
+    "open_ended",
+    "ramp_down_s",
+    "foo",
+    "kind",
+]
 BODIES = {
     name: [json.loads(path.read_bytes()) for path in VALID if name_of(path) == name] for name in ("signal", "device")
 }
@@ -185,13 +199,13 @@ def mutated(draw: st.DrawFn, name: str) -> Any:
         container, key = draw(st.sampled_from(where))
         what = draw(st.sampled_from(["replace", "remove", "add"]))
         if what == "replace":
-            container[key] = draw(LEAVES)
+            container[key] = copy.deepcopy(draw(LEAVES))
         elif what == "remove":
             del container[key]
         elif isinstance(container, dict):
-            container[draw(st.sampled_from(NAMES))] = draw(LEAVES)
+            container[draw(st.sampled_from(NAMES))] = copy.deepcopy(draw(LEAVES))
         else:
-            container.append(draw(LEAVES))
+            container.append(copy.deepcopy(draw(LEAVES)))
     return body
 
 
