@@ -510,7 +510,7 @@ class Setpoints:
         tries = c["tries"][same]
         held = c["held"][same]
         c["tries"][same] = np.minimum(tries.astype(np.int64) + 1, 250)
-        pause = np.where(held, self._pause(same, tries) - 0.75 * self.policy.retry_backoff_s, 0.0)
+        pause = np.where(held, self._pause(same, tries), 0.0)
         c["next_at"][same] = now + self.policy.result_timeout_s + pause
         c["query_next_at"][same] = np.where(held, c["query_next_at"][same], now + self.policy.result_timeout_s)
         self.touch(rows)
