@@ -18,7 +18,7 @@ from vpp_dispatch.domain.signal import Signal
 from vpp_dispatch.fleet.registry import Record, decode_record
 from vpp_dispatch.operators import schemas
 from vpp_dispatch.operators.messages import decode_signal
-from vpp_dispatch.operators.models import PUBLIC
+from vpp_dispatch.operators.schemas import PUBLIC
 
 VALID = sorted(schemas.DIRECTORY.glob("*/examples/valid/*.json"))
 INVALID = sorted(schemas.DIRECTORY.glob("*/examples/invalid/*.json"))

@@ -1,6 +1,6 @@
 """The registry topic (`fleet.devices.v1`): bytes to records, a hundred thousand in about a second.
 
-The same rules stand in `operators.models.DeviceV1`, the source of the schema; tests hold the two together.
+The same rules stand in `operators.device.DeviceV1`, the source of the schema; tests hold the two together.
 """
 
 from __future__ import annotations

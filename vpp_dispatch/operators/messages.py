@@ -1,6 +1,6 @@
 """Bytes and the domain meet here, on the operators' side: signals are decoded, answers are encoded.
 
-`python -m vpp_dispatch.operators.messages --write | --check` makes `schemas/` from `operators.models`, or compares.
+`python -m vpp_dispatch.operators.messages --write | --check` makes `schemas/` from the models, or compares.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from vpp_dispatch.domain.answer import STATUS, Identity, OutcomeRow, Quantiles, 
 from vpp_dispatch.domain.signal import Action, Control, Kind, Signal, Targets
 from vpp_dispatch.errors import InvariantBroken
 from vpp_dispatch.operators.envelope import Message, rfc3339, write_envelope
-from vpp_dispatch.operators.models import MAX_COUNT, ControlV1, SignalV1, TargetsV1
+from vpp_dispatch.operators.signal import ControlV1, SignalV1, TargetsV1
+from vpp_dispatch.operators.wire import MAX_COUNT
 
 MAX_BYTES = 1024 * 1024
 """Largest signal."""

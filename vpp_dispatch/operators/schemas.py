@@ -16,7 +16,19 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from vpp_dispatch.operators.models import PUBLIC, Input, Wire
+from vpp_dispatch.operators.answer import OutcomesV1, ReportV1, ResponseV1
+from vpp_dispatch.operators.device import DeviceV1
+from vpp_dispatch.operators.signal import SignalV1
+from vpp_dispatch.operators.wire import Input, Wire
+
+PUBLIC: dict[str, type[Wire]] = {
+    "signal": SignalV1,
+    "response": ResponseV1,
+    "report": ReportV1,
+    "outcomes": OutcomesV1,
+    "device": DeviceV1,
+}
+"""The public messages of version 1 by the name of their schema."""
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 DIRECTORY = Path(__file__).resolve().parents[2] / "schemas"

@@ -36,8 +36,7 @@ from vpp_dispatch.operators.messages import (
     encode_report,
     encode_response,
 )
-from vpp_dispatch.operators.models import PUBLIC
-from vpp_dispatch.operators.schemas import schema_of
+from vpp_dispatch.operators.schemas import PUBLIC, schema_of
 
 LIMIT: dict[str, Any] = {
     "event_id": "exp-1122-07",
