@@ -108,7 +108,7 @@ class ByTargetV1(Input):
 
 
 def _control_schema(schema: dict[str, Any]) -> None:
-    rules: list[dict[str, Any]] = Field([])
+    rules: list[dict[str, Any]] = []
     for forms in dict.fromkeys(FORMS.values()):
         kinds = [kind.value for kind, allowed in FORMS.items() if allowed == forms]
         one_of = []
@@ -155,7 +155,7 @@ class ControlV1(Input):
 
 
 def _signal_schema(schema: dict[str, Any]) -> None:
-    rules: list[dict[str, Any]] = Field([])
+    rules: list[dict[str, Any]] = []
     for action, (required, optional) in FIELDS.items():
         foreign = sorted(set(schema["properties"]) - ALWAYS - required - optional)
         then: dict[str, Any] = {"properties": {name: False for name in foreign}}
