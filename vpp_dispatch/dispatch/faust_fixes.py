@@ -194,7 +194,9 @@ class SafeConsumer(driver.Consumer):
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Message]]:
         """Yield what the next fetch brings: one message per run of a bulk topic, else one per record."""
-        assignments = self._assignments
+        if not self.flow_active:
+            await self.wait(cast(Any, self.can_resume_flow))
+        assignments = self._assignments  # only now: the flow often stops in one assignment and resumes in the next
         records, active = await self._wait_next_records(timeout)
         if records is None or self.should_stop:
             return

@@ -329,6 +329,19 @@ async def test_nothing_of_a_fetch_is_delivered_after_the_flow_stopped_or_a_rebal
         assert offsets == [2]
 
 
+async def test_what_is_fetched_after_the_flow_resumed_in_another_assignment_is_delivered() -> None:
+    tp = TP(PLAIN, 0)
+    consumer = make_consumer(make_app())
+    consumer._getmany = AsyncMock(return_value={tp: [record(tp, 0)]})
+    consumer._on_partitions_assigned = AsyncMock()
+    consumer.stop_flow()
+    fetch = asyncio.ensure_future(anext(consumer.getmany(1.0)))
+    await asyncio.sleep(0)  # it waits for the flow
+    await consumer.on_partitions_assigned({tp}, 8)
+    consumer.resume_flow()
+    assert (await asyncio.wait_for(fetch, 1))[1].offset == 0
+
+
 async def test_a_stopped_flow_drops_the_fetch_without_a_seek_of_its_own() -> None:
     tp = TP(PLAIN, 0)
     consumer = make_consumer(make_app())
