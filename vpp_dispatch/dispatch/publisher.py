@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vpp_dispatch.dispatch.lease import Lease
 from vpp_dispatch.dispatch.shards import Shards
-from vpp_dispatch.domain import correlation
 from vpp_dispatch.domain.book import Book
 from vpp_dispatch.domain.command import U8, Commands, concatenate
 from vpp_dispatch.domain.device import SHARDS
@@ -41,10 +41,15 @@ SKEW_STOPS_S = 5.0
 
 
 class Prepared(Protocol):
-    """Commands with their ids, ready to be published. `ids` has shape (n, 16), dtype u1."""
+    """Commands ready to be published. `ids` (n, 16) u1; `digests` u8 (n,); `refused`: (index, sentence) of those that
+    cannot be said to GoodWe and are left out."""
 
     @property
     def ids(self) -> U8: ...
+    @property
+    def digests(self) -> NDArray[np.uint64]: ...
+    @property
+    def refused(self) -> tuple[tuple[int, str], ...]: ...
 
 
 class Link(Protocol):
@@ -234,10 +239,15 @@ class Publisher:
             return
         self.fault("published")
         done = self.clock()
-        digests = np.ascontiguousarray(prepared.ids[:, 8:]).view(">u8").astype(np.uint64).reshape(-1)
-        digests &= np.uint64((1 << correlation.DIGEST_BITS) - 1)
+        unsayable = dict(prepared.refused)
         for s in slices:
-            s.book.published(s.commands, digests[s.start : s.start + len(s.commands)], done)
+            part = slice(s.start, s.start + len(s.commands))
+            s.book.published(s.commands, prepared.digests[part], done)
+            refused = [i for i in range(part.start, part.stop) if i in unsayable]
+            if refused:
+                # It was never published, and never can be: as good as GoodWe's own refusal of the value.
+                self.log.error("command.unsayable", commands=len(refused), detail=unsayable[refused[0]])
+                s.book.refuse(prepared.ids[refused], done)
         if self._waiting_since is None:
             self._waiting_since = done
         self._count(commands, time.monotonic() - started)

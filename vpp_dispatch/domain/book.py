@@ -13,7 +13,7 @@ import numpy as np
 
 from vpp_dispatch.domain import correlation
 from vpp_dispatch.domain.account import Counts, Reason, State
-from vpp_dispatch.domain.command import U8, Commands, ResultCode, Results
+from vpp_dispatch.domain.command import NO_VALUE, U8, Commands, ResultCode, Results
 from vpp_dispatch.domain.inputs import Cancel, Close, Consent, Progress, RegistryChange, Selector, ShardInput, Telemetry
 from vpp_dispatch.domain.membership import (
     HOLDING,
@@ -32,6 +32,9 @@ from vpp_dispatch.domain.signal import QUERY_BIT, Actuator, Control, Kind
 
 BUILT = (Actuator.EMS, Actuator.EXPORT)
 """The actuators that this service commands."""
+
+NEVER_SAVED = 1 << 62
+"""The offset of what did not come through the inbox."""
 
 KEEP_CLOSED_S = 3600.0
 """How long members of a closed event are kept for corrections."""
@@ -140,7 +143,20 @@ class Book:
             record = self.roster.records[row]
             for actuator, setpoints in self.setpoints.items():
                 pair = record.default.get(actuator) if record else None
+                if pair and actuator is Actuator.EXPORT:
+                    rows_ = np.array([row])
+                    pair = (pair[0], int(self._in_steps(rows_, np.array([pair[1]]))[0]))
                 setpoints.registry[row] = (True, *pair) if pair else (False, 0, 0)
+
+    def _in_steps(self, rows: Rows, watts: np.ndarray) -> np.ndarray:
+        """Export limits as devices can express them: whole steps, rounded down, never looser than asked.
+
+        Families that count in percent know no more than 100 % of the rating.
+        """
+        ability = self.roster.ability[rows]
+        step = np.maximum(ability["export_step_w"], 1.0)
+        most = np.where((step > 1.0) & (ability["rated_w"] > 0), ability["rated_w"], np.iinfo(np.int32).max)
+        return np.minimum(np.floor(np.floor(watts / step + 1e-9) * step + 1e-9), most).astype(np.int32)
 
     def _selector(self, selector: Selector, now: float) -> None:
         event = selector.event
@@ -230,13 +246,17 @@ class Book:
             index = np.flatnonzero(mine & (kind >= QUERY_BIT))
             if len(index):
                 offline.append(row[index][results.code[index] == ResultCode.OFFLINE])
+                second = results.second[index]
+                if actuator is Actuator.EXPORT:  # read in steps of the device (a percent of its rating, for some)
+                    step = self.roster.ability["export_step_w"][row[index]]
+                    second = np.where(second == NO_VALUE, NO_VALUE, np.floor(second * step + 1e-9)).astype(np.int32)
                 confirmed, refused = setpoints.fold_queries(
                     QueryResults(
                         row=row[index],
                         query=generation[index],
                         code=results.code[index],
                         first=results.first[index],
-                        second=results.second[index],
+                        second=second,
                         at=results.at[index],
                     ),
                     now,
@@ -406,8 +426,7 @@ class Book:
         if actuator is Actuator.EXPORT:
             known, limited, limit = setpoints.default()
             second = np.where(held & known & (limited == 1), np.minimum(second, limit), second)
-            step = np.maximum(self.roster.ability["export_step_w"], 1.0)
-            second = np.floor(np.floor(second / step + 1e-9) * step + 1e-9).astype(np.int32)
+            second = self._in_steps(np.arange(n), second)
         for membership, part in holders:
             m = part.members
             holding = m["phase"] == HOLDING
@@ -564,6 +583,20 @@ class Book:
             begun = max(membership.selector.start_at, membership.selector.accepted_at)
             membership.publish_took(np.full(int(first.sum()), max(now - begun, 0.0)))
             membership.dirty = membership.news = True
+
+    def refuse(self, ids: U8, now: float) -> None:
+        """Commands that could not be said to GoodWe: refused for their value, here instead of there."""
+        n = len(ids)
+        nothing = np.full(n, NO_VALUE, np.int32)
+        results = Results(
+            ids=ids,
+            code=np.full(n, ResultCode.VALUE, np.uint8),
+            accepted=np.zeros(n, bool),
+            first=nothing,
+            second=nothing,
+            at=np.full(n, now),
+        )
+        self.step([(NEVER_SAVED, results)], now)
 
     def in_flight(self, now: float) -> int:
         """Commands that wait for an answer (R40)."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpp_dispatch.domain.account import Reason, State
-from vpp_dispatch.domain.command import F64, I32, U8, U32, Flags, ResultCode
+from vpp_dispatch.domain.command import F64, I32, NO_VALUE, U8, U32, Flags, ResultCode
 from vpp_dispatch.domain.roster import PAGE, Policy, Rows
 from vpp_dispatch.domain.signal import Actuator
 
@@ -395,9 +395,9 @@ class Setpoints:
             purpose, x["purpose"] = int(x["purpose"]), 0
             code, pair = int(results.code[i]), (int(results.first[i]), int(results.second[i]))
             self.dirty.add(row // PAGE)
-            if code != ResultCode.SUCCESS:
+            if code != ResultCode.SUCCESS or NO_VALUE in pair:
                 x["query_next_at"] = now + self.policy.retry_backoff_s
-                if code not in (ResultCode.OFFLINE, ResultCode.BUSY) and purpose == READ_DEFAULT and "family" in self.policy.defaults:
+                if code not in (ResultCode.SUCCESS, ResultCode.OFFLINE, ResultCode.BUSY) and purpose == READ_DEFAULT and "family" in self.policy.defaults:
                     x["before"] = FROM_FAMILY
                     x["before_first"], x["before_second"] = self.family_default
             elif purpose == READ_DEFAULT:
