@@ -1,0 +1,117 @@
+"""Fixtures for all tests: which Kafka they run on, and names of their own on it.
+
+Which one, in this order: the servers in VPP_DISPATCH_KAFKA__BOOTSTRAP_SERVERS; Docker through testcontainers, if a
+daemon answers; else the embedded broker. Tests that kill or freeze a broker always use the embedded one (`broker`).
+Each is started once for a whole session, and only when the first test asks for it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+import pytest
+
+from vpp_dispatch.demo.broker import Broker
+
+IMAGE = "apache/kafka:4.3.0"
+
+
+@dataclass(frozen=True)
+class Kafka:
+    """A running cluster that tests may use, but not break."""
+
+    bootstrap_servers: str
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[Broker]:
+    """The embedded broker, which a test may kill, freeze and restart; after each test it runs again."""
+    with Broker() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def second_broker() -> Iterator[Broker]:
+    """Another embedded broker: GoodWe's own cluster."""
+    with Broker() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def kafka(request: pytest.FixtureRequest) -> Iterator[Kafka]:
+    """A cluster as described at the top; one broker for a session unless servers are given or Docker is there."""
+    if servers := os.environ.get("VPP_DISPATCH_KAFKA__BOOTSTRAP_SERVERS"):
+        yield Kafka(servers)
+    elif _docker_answers():
+        yield from _in_docker()
+    else:
+        yield Kafka(request.getfixturevalue("broker").bootstrap_servers)
+
+
+@pytest.fixture(autouse=True)
+def _brokers_run_again(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Bring back what a fault test, perhaps one that failed half way, left dead or frozen."""
+    yield
+    for name in {"broker", "second_broker"} & set(request.fixturenames):
+        used: Broker = request.getfixturevalue(name)
+        if used.running:
+            used.thaw()
+        else:
+            used.start()
+
+
+@pytest.fixture
+def topic_prefix(request: pytest.FixtureRequest) -> str:
+    """Starts the names of a test's topics and groups; no two tests, nor two runs, share one. Ends with a dash."""
+    name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
+    return f"{name[:60]}-{uuid.uuid4().hex[:8]}-"
+
+
+def _docker_answers() -> bool:
+    import docker  # here, not above: most runs need no Docker and should not pay for its import
+    from docker.errors import DockerException
+
+    try:
+        with closing(docker.from_env(timeout=2)) as client:
+            return bool(client.ping())
+    except DockerException:
+        return False
+
+
+def _in_docker() -> Iterator[Kafka]:
+    # testcontainers' own KafkaContainer runs confluentinc's images only. The port is fixed beforehand, since the broker
+    # has to know, before it starts, what address to tell its clients.
+    from testcontainers.core.container import DockerContainer
+    from testcontainers.core.wait_strategies import LogMessageWaitStrategy
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = {
+        "NODE_ID": "1",
+        "PROCESS_ROLES": "broker,controller",
+        "LISTENERS": "PLAINTEXT://:9092,CONTROLLER://:9093",
+        "ADVERTISED_LISTENERS": f"PLAINTEXT://127.0.0.1:{port}",
+        "CONTROLLER_LISTENER_NAMES": "CONTROLLER",
+        "CONTROLLER_QUORUM_VOTERS": "1@localhost:9093",
+        "LISTENER_SECURITY_PROTOCOL_MAP": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "INTER_BROKER_LISTENER_NAME": "PLAINTEXT",
+        "AUTO_CREATE_TOPICS_ENABLE": "false",
+        "OFFSETS_TOPIC_REPLICATION_FACTOR": "1",
+        "OFFSETS_TOPIC_NUM_PARTITIONS": "1",
+        "TRANSACTION_STATE_LOG_REPLICATION_FACTOR": "1",
+        "TRANSACTION_STATE_LOG_MIN_ISR": "1",
+        "GROUP_INITIAL_REBALANCE_DELAY_MS": "0",
+        "GROUP_MIN_SESSION_TIMEOUT_MS": "1000",
+        "MESSAGE_MAX_BYTES": str(8 * 1024 * 1024),
+    }
+    container = DockerContainer(IMAGE).with_bind_ports(9092, port)
+    for name, value in settings.items():
+        container = container.with_env(f"KAFKA_{name}", value)
+    with container.waiting_for(LogMessageWaitStrategy("Kafka Server started")):
+        yield Kafka(f"127.0.0.1:{port}")
