@@ -1,8 +1,7 @@
 """Commands to bytes and results from bytes: the only place where a setpoint meets GoodWe's names, scales and units.
 
-Encoding fills byte templates (about two microseconds a command); tests hold them to models of
-the six messages. Decoding never
-raises: bytes that cannot be used are a `Refusal`.
+Encoding fills byte templates (about two microseconds a command); a test holds them to models of the six messages. Decoding
+never raises: bytes that cannot be used are a `Refusal`.
 
 The pair of a query's result: as in `domain.command`, except that an export limit is counted in steps of the catalogue's
 `export_step_w`. For most devices a step is 1 W; for families that count in percent of the rating only the book knows a
@@ -109,12 +108,12 @@ class Record(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedRecord:
-    """A record of a result topic that cannot be used, whole, for the dead letters. `at` epoch seconds."""
+    """A record of a result topic that cannot be used, whole, for the dead letters. `appended_at` epoch s."""
 
     topic: str
     partition: int
     offset: int
-    at: float
+    appended_at: float
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...]
@@ -355,7 +354,7 @@ class Codec:
                         topic=record.topic,
                         partition=record.partition,
                         offset=record.offset,
-                        at=at,
+                        appended_at=at,
                         key=record.key,
                         value=record.value,
                         headers=tuple(record.headers or ()),
