@@ -20,6 +20,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import faust
@@ -35,9 +36,21 @@ APP, WORKER, STOCK = os.environ["APP"], os.environ["WORKER"], os.environ.get("ST
 DELAY_S = float(os.environ.get("DELAY_S", "0"))
 PLAIN, ACKED, BOOK = f"{APP}-plain", f"{APP}-acked", f"{APP}-book"
 
-out = open(os.environ["OUT"], "a", buffering=1)  # noqa: SIM115 (as long as the process)
-point, _, rest = os.environ.get("TRAP", "").partition(":")
-trap = [point, int(rest.split(":")[0]), rest.split(":")[1]] if point else ["", 0, ""]
+FOLDER = Path(os.environ["OUT"]).parent
+out = Path(os.environ["OUT"]).open("a", buffering=1)  # noqa: SIM115 (as long as the process)
+
+
+@dataclass
+class Trap:
+    """Where to stop or die: at the `left`-th pass of `point` from now, by `signal`."""
+
+    point: str
+    left: int
+    signal: str
+
+
+_point, _left, _signal = os.environ.get("TRAP", ":0:").split(":")
+trap = Trap(_point, int(_left), _signal)
 
 
 def note(event: str, **fields: Any) -> None:
@@ -46,12 +59,12 @@ def note(event: str, **fields: Any) -> None:
 
 
 def trap_at(name: str) -> None:
-    """Stop, or die, at the n-th pass of the point that TRAP names."""
-    if trap[0] == name:
-        trap[1] -= 1
-        if trap[1] == 0:
+    """Stop, or die, if TRAP says so."""
+    if trap.point == name:
+        trap.left -= 1
+        if trap.left == 0:
             note("trap", point=name)
-            os.kill(os.getpid(), getattr(signal, trap[2]))
+            os.kill(os.getpid(), signal.Signals[trap.signal])
 
 
 @dataclass
@@ -78,7 +91,7 @@ app = App(
     APP,
     broker=f"kafka://{os.environ['BOOTSTRAP']}",
     store="memory://",
-    datadir=os.path.join(os.path.dirname(os.environ["OUT"]), f"data-{WORKER}"),
+    datadir=str(FOLDER / f"data-{WORKER}"),
     topic_partitions=PARTITIONS,
     topic_replication_factor=1,
     topic_disable_leader=True,

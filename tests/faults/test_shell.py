@@ -25,8 +25,6 @@ from aiokafka.structs import TopicPartition
 from tests.waiting import eventually
 from vpp_dispatch.demo.broker import Broker
 
-pytestmark = pytest.mark.asyncio
-
 HERE = Path(__file__).parent
 PARTITIONS = 8
 FROZEN_S = 8
@@ -145,7 +143,7 @@ class Shell:
 
     async def drained(self, name: str, count: int, timeout_s: float = 40) -> None:
         """Wait until the group has committed all of `count` records."""
-        ends = {number: count // PARTITIONS for number in range(PARTITIONS)}
+        ends = dict.fromkeys(range(PARTITIONS), count // PARTITIONS)
 
         async def reached() -> bool:
             return await self.committed(name) == ends
@@ -173,6 +171,16 @@ def partitions(worker: Worker) -> set[int]:
     return set(worker.notes("ready")[-1]["plain"])
 
 
+async def takes_over(host: Worker, guest: Worker, ending: signal.Signals) -> None:
+    """Let the guest work, end it, and wait until the host works on every partition the guest had."""
+    await eventually(lambda: len(guest.notes("plain")) > 50, timeout_s=30)
+    theirs = partitions(guest)
+    assert theirs
+    guest.end(ending)
+    done = len(host.notes("plain"))
+    await eventually(lambda: theirs <= {note["partition"] for note in host.notes("plain")[done:]}, timeout_s=30)
+
+
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
 async def test_no_record_is_lost_at_rebalances_under_backlog(shell: Shell, ending: signal.Signals) -> None:
     count = 4000
@@ -180,16 +188,7 @@ async def test_no_record_is_lost_at_rebalances_under_backlog(shell: Shell, endin
     first = shell.start("first", DELAY_S="0.01")
     await shell.ready(first)
     for name in ("second", "third"):  # comes, works, goes
-        guest = shell.start(name, DELAY_S="0.01")
-        await eventually(lambda guest=guest: len(guest.notes("plain")) > 50, timeout_s=30)
-        theirs = partitions(guest)
-        guest.end(ending)
-        done = len(first.notes("plain"))
-        await eventually(
-            lambda done=done, theirs=theirs: theirs <= {note["partition"] for note in first.notes("plain")[done:]},
-            timeout_s=30,
-        )
-        assert theirs
+        await takes_over(first, shell.start(name, DELAY_S="0.01"), ending)
     first.end(ending)
     last = shell.start("last")
     await shell.drained("plain", count)

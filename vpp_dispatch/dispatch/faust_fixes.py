@@ -55,7 +55,8 @@ class SafeRecovery(Recovery):
     every queue: what was fetched after its own seek is gone, the position is past it, and the next record turns the
     hole into a gap that is committed. Here nothing is fetched from before the seek until after the clearing. It also
     let a failing `on_recover` callback pass in silence; here that crashes the worker, since a state that was not
-    rebuilt must not work on.
+    rebuilt must not work on. And where the next rebalance has begun meanwhile, stock resumes the flow of the partitions
+    being revoked and declares the rebalance over; here it leaves both to the next recovery.
     """
 
     async def on_recovery_completed(self, generation_id: int = 0) -> None:
@@ -78,14 +79,15 @@ class SafeRecovery(Recovery):
                 for table in self.tables.values()
             )
         )
-        if app.consumer_generation_id != generation_id:
-            self.log.info("Recovery of generation %s is overtaken by %s", generation_id, app.consumer_generation_id)
+        if self._overtaken(generation_id):
             return
         assignment = consumer.assignment()
         consumer.resume_partitions({tp for tp in assignment if not self._is_changelog_tp(tp)})
         if assignment:
             self.log.info("Seek stream partitions to committed offsets.")
-            await self._wait(consumer.perform_seek(), timeout=app.conf.broker_request_timeout)
+            await self._wait(consumer.perform_seek())
+            if self._overtaken(generation_id):
+                return
         self.completed.set()
         app.flow_control.resume()  # clears every queue: nothing that was fetched after the seek may be in one
         consumer.resume_flow()
@@ -93,8 +95,16 @@ class SafeRecovery(Recovery):
         self.tables.on_actives_ready()
         if not app.assignor.assigned_standbys():
             self.tables.on_standbys_ready()
-        app.on_rebalance_end()
-        self.log.info("Worker ready")
+        if not self._overtaken(generation_id):
+            app.on_rebalance_end()
+            self.log.info("Worker ready")
+
+    def _overtaken(self, generation_id: int) -> bool:
+        app = cast(Any, self.app)
+        overtaken: bool = app.consumer_generation_id != generation_id or app.rebalancing_count != app.consumer.rebalance
+        if overtaken:
+            self.log.info("Recovery of generation %s: the next rebalance has begun", generation_id)
+        return overtaken
 
     async def _seek_offsets(self, consumer: Any, tps: set[TP], offsets: Any, title: str) -> None:
         # A fetch still in flight would take changelog records after this seek and drop them (the flow is stopped): a
@@ -112,6 +122,8 @@ class SafeRecovery(Recovery):
 class SafeTableManager(TableManager):
     """Replaces the property `recovery` (faust 0.15.3, `tables/manager.py`), the only place that names the Recovery
     class."""
+
+    _recovery: Recovery | None
 
     @property
     def recovery(self) -> Recovery:
@@ -145,14 +157,15 @@ class SafeConsumer(driver.Consumer):
       flow are dropped without the stock seek, as the recovery that follows seeks once no fetch is in flight.
     * `perform_seek`: believes the broker only. Stock keeps the offset of a commit that failed and leaves a partition
       without a commit where it is: after a broker freeze a partition then stood still.
-    * `on_partitions_revoked`, `on_partitions_assigned`: forget the positions.
+    * `on_partitions_revoked`, `on_partitions_assigned`: forget the positions, remember the rebalance.
     """
 
     positions: dict[TP, int]
     """Where `perform_seek` put each stream partition in this assignment; empty from revoke (its hook included) to
     seek."""
 
-    _assignments = 0
+    rebalance = 0
+    """`app.rebalancing_count` at the last assignment; the consumer's thread raises it as soon as a rebalance begins."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.positions = {}
@@ -163,17 +176,14 @@ class SafeConsumer(driver.Consumer):
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Forget the positions, then go on as stock."""
-        self._forget_positions()
+        self.positions = {}
         await super().on_partitions_revoked(revoked)
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
-        """Forget the positions, then go on as stock."""
-        self._forget_positions()
-        await super().on_partitions_assigned(assigned, generation_id)
-
-    def _forget_positions(self) -> None:
-        self._assignments += 1
+        """Remember which rebalance this is, then go on as stock."""
         self.positions = {}
+        self.rebalance = self.app.rebalancing_count
+        await super().on_partitions_assigned(assigned, generation_id)
 
     async def _wait_next_records(self, timeout: float) -> tuple[Any, set[TP] | None]:
         if not self.flow_active:
@@ -196,7 +206,7 @@ class SafeConsumer(driver.Consumer):
         """Yield what the next fetch brings: one message per run of a bulk topic, else one per record."""
         if not self.flow_active:
             await self.wait(cast(Any, self.can_resume_flow))
-        assignments = self._assignments  # only now: the flow often stops in one assignment and resumes in the next
+        rebalances = self.app.rebalancing_count  # only now: the flow stops in one assignment and resumes in the next
         records, active = await self._wait_next_records(timeout)
         if records is None or self.should_stop:
             return
@@ -204,8 +214,8 @@ class SafeConsumer(driver.Consumer):
         runs = {tp: found for tp, found in records.items() if tp.topic in transport.bulk_topics}
         single = {tp: found for tp, found in records.items() if tp not in runs}
         for tp, message in self._messages(runs, single, transport.bulk_max):
-            if not self.flow_active or self._assignments != assignments:
-                return
+            if not self.flow_active or self.app.rebalancing_count != rebalances:
+                return  # dropped: the recovery that follows seeks back to before them
             if not (active is None or tp in active or tp in self._buffered_partitions):
                 continue
             self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
@@ -246,13 +256,13 @@ class SafeConsumer(driver.Consumer):
         Raises:
             aiokafka.errors.IllegalStateError: a rebalance took a partition away meanwhile (the recovery starts again).
         """
-        assignments = self._assignments
+        rebalances = self.app.rebalancing_count
         committed = {ensure_TP(tp): offset for tp, offset in (await self.seek_to_committed()).items()}
         stream = {tp: offset or 0 for tp, offset in committed.items() if not self._is_changelog_tp(tp)}
         uncommitted = [driver.ensure_aiokafka_TP(tp) for tp, offset in stream.items() if not offset]
         if uncommitted:
             await self._thread.seek_to_beginning(*uncommitted)
-        if self._assignments != assignments:
+        if self.app.rebalancing_count != rebalances:
             return  # these offsets are another assignment's
         for tp, offset in committed.items():
             self._read_offset[tp] = self._committed_offset[tp] = offset or None
@@ -280,7 +290,7 @@ class SafeBuffer(ProducerBuffer):
     async def _send_pending(self, fut: FutureMessage) -> None:
         try:
             await super()._send_pending(fut)
-        except Exception as exc:
+        except ProducerSendError as exc:
             self.log.error("A message could not be handed to the producer: %r", exc)
             if not fut.done():
                 fut.set_exception(exc)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import AsyncMock, Mock
@@ -28,15 +28,29 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import FutureMessage, PendingMessage
 from mode import Service
-from mode.threads import QueueServiceThread
+from mode.threads import QueueServiceThread, ServiceThread
 from mode.utils.queues import FlowControlEvent
 
 from vpp_dispatch.dispatch import faust_fixes as fixes
 from vpp_dispatch.errors import ConfigurationError, ExternalFault, InvariantBroken
 
-pytestmark = pytest.mark.asyncio
-
 BULK, PLAIN = "inbox", "signals"
+
+
+@pytest.fixture(autouse=True)
+def thread_loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close the event loops of consumer threads: they have one from the start, and these never start."""
+    loops: list[asyncio.AbstractEventLoop] = []
+    construct = ServiceThread.__init__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        construct(self, *args, **kwargs)
+        loops.append(self.thread_loop)
+
+    monkeypatch.setattr(ServiceThread, "__init__", init)
+    yield
+    for loop in loops:
+        loop.close()
 
 
 def make_app(*, fixed: bool = True, **settings: Any) -> Any:
@@ -63,6 +77,8 @@ class FakeConsumer:
     def __init__(self, queue: asyncio.Queue[str]) -> None:
         self.flow_active, self.queue, self.backlog = True, queue, ["record"]
         self.calls: list[str] = []
+        self.rebalance = 0
+        self.on_seek: Callable[[], Awaitable[None]] | None = None
 
     def assignment(self) -> set[TP]:
         return {TP(PLAIN, 0)}
@@ -82,6 +98,8 @@ class FakeConsumer:
 
     async def perform_seek(self) -> None:
         self._fetch()
+        if self.on_seek is not None:
+            await self.on_seek()
 
     async def seek_wait(self, offsets: object) -> None:
         self.calls.append("seek")
@@ -97,6 +115,8 @@ def make_recovery(*, fixed: bool, on_recover: Callable[[], Awaitable[None]] | No
         app.Table("rows", key_type=bytes, value_type=bytes, partitions=1, on_recover=on_recover)
     consumer = FakeConsumer(app.FlowControlQueue(maxsize=9, clear_on_resume=True))
     app.consumer, app.consumer_generation_id = consumer, 7
+    app.on_rebalance_start()
+    consumer.rebalance = app.rebalancing_count
     app._fetcher = Mock(maybe_start=AsyncMock())
     app.flow_control.resume()  # as it is while the changelogs are read
     return app.tables.recovery, consumer
@@ -115,6 +135,25 @@ async def test_recovery_waits_for_the_fetch_in_flight_before_it_resumes_partitio
     recovery, consumer = make_recovery(fixed=True)
     await recovery.on_recovery_completed(7)
     assert consumer.calls == ["stopped", f"resume [{TP(PLAIN, 0)!r}]"]
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("when", ["on_recover", "seek"])
+async def test_a_rebalance_that_begins_meanwhile_is_not_declared_over(fixed: bool, when: str) -> None:
+    async def begin() -> None:
+        recovery.app.on_rebalance_start()
+        consumer.stop_flow()
+
+    async def nothing() -> None:
+        pass
+
+    recovery, consumer = make_recovery(fixed=fixed, on_recover=begin if when == "on_recover" else nothing)
+    if when == "seek":
+        consumer.on_seek = begin
+    await recovery.on_recovery_completed(7)
+    assert recovery.app.rebalancing is fixed
+    assert consumer.flow_active is not fixed
+    assert recovery.completed.is_set() is not fixed
 
 
 async def test_recovery_of_an_older_generation_resumes_nothing() -> None:
@@ -235,6 +274,7 @@ async def test_a_seek_that_a_rebalance_overtakes_sets_no_position() -> None:
     consumer._on_partitions_revoked = AsyncMock()
 
     async def revoked_meanwhile() -> dict[TopicPartition, int]:
+        app.on_rebalance_start()
         await consumer.on_partitions_revoked({tp})
         return {TopicPartition(*tp): 9}
 
@@ -318,14 +358,15 @@ async def test_bulk_topics_come_in_runs_of_one_partition_and_their_last_ack_comm
 
 async def test_nothing_of_a_fetch_is_delivered_after_the_flow_stopped_or_a_rebalance() -> None:
     tp = TP(BULK, 0)
-    for interrupt in ("stop_flow", "_forget_positions"):
-        consumer = make_consumer(make_app())
+    for interrupt in ("stop_flow", "on_rebalance_start"):
+        app = make_app()
+        consumer = make_consumer(app)
         consumer._set_active_tps({tp})
         consumer._getmany = AsyncMock(return_value={tp: [record(tp, offset) for offset in range(9)]})
         offsets = []
         async for _, message in consumer.getmany(1.0):
             offsets.append(message.offset)
-            getattr(consumer, interrupt)()
+            getattr(app if interrupt == "on_rebalance_start" else consumer, interrupt)()
         assert offsets == [2]
 
 
@@ -337,6 +378,7 @@ async def test_what_is_fetched_after_the_flow_resumed_in_another_assignment_is_d
     consumer.stop_flow()
     fetch = asyncio.ensure_future(anext(consumer.getmany(1.0)))
     await asyncio.sleep(0)  # it waits for the flow
+    consumer.app.on_rebalance_start()
     await consumer.on_partitions_assigned({tp}, 8)
     consumer.resume_flow()
     assert (await asyncio.wait_for(fetch, 1))[1].offset == 0
@@ -362,6 +404,7 @@ async def test_the_broker_holds_an_empty_fetch_for_the_time_configured(fixed: bo
     consumer = app.consumer._thread._create_worker_consumer(app.transport)
     assert consumer._fetch_max_wait_ms == (100 if fixed else 1500)
     assert consumer._enable_auto_commit is False
+    await consumer.stop()
 
 
 # ---------------------------------------------------------------------------------------------------------- producer
@@ -371,9 +414,10 @@ class Gate:
     """A channel that publishes once it is open."""
 
     def __init__(self, error: Exception | None = None) -> None:
-        self.opened, self.sent, self.error = asyncio.Event(), 0, error
+        self.opened, self.reached, self.sent, self.error = asyncio.Event(), asyncio.Event(), 0, error
 
     async def publish_message(self, fut: FutureMessage, wait: bool = False) -> None:
+        self.reached.set()
         await self.opened.wait()
         if self.error is not None:
             raise self.error
@@ -404,8 +448,8 @@ async def test_flush_counts_the_message_in_flight(fixed: bool) -> None:
     buffer, gate = make_app(fixed=fixed).producer.buffer, Gate()
     async with buffer:
         buffer.put(gate.message())
-        while buffer.size:
-            await asyncio.sleep(0)  # the pump takes it: the queue is empty, the message is not sent
+        await gate.reached.wait()
+        assert buffer.size == 0  # the queue is empty, the message is not sent
         flush = asyncio.ensure_future(buffer.flush())
         await asyncio.wait([flush], timeout=0.05)
         assert flush.done() is not fixed
@@ -510,9 +554,12 @@ async def test_rows_can_be_written_where_there_is_no_current_event() -> None:
 @pytest.mark.parametrize("key", [b"", b"17", b"|x", b"-1|x", b"a|x"])
 async def test_a_key_without_its_partition_is_refused_before_anything_changes(key: bytes) -> None:
     table, sent = make_table(make_app())
-    for write in (lambda: table.put(key, b"v"), lambda: table.drop(key), lambda: table.__setitem__(key, b"v")):
-        with pytest.raises(InvariantBroken):
-            write()
+    with pytest.raises(InvariantBroken):
+        table.put(key, b"v")
+    with pytest.raises(InvariantBroken):
+        table.drop(key)
+    with pytest.raises(InvariantBroken):
+        table[key] = b"v"
     assert not sent and not table.data
 
 
@@ -569,7 +616,8 @@ class FakeBroker:
 
     def __init__(self, app: Any, assigned: Iterable[TP], error: Exception | None = None) -> None:
         self._coordinator = SimpleNamespace(generation=7)
-        self.assigned, self.error, self.commits = {TopicPartition(*tp) for tp in assigned}, error, []
+        self.assigned, self.error = {TopicPartition(*tp) for tp in assigned}, error
+        self.commits: list[dict[TopicPartition, int]] = []
         app.consumer._thread = self
 
     def _ensure_consumer(self) -> FakeBroker:
@@ -660,6 +708,8 @@ RELIED_ON: dict[str, Any] = {
         stock_consumer.Consumer.wait_for_stopped_flow,
         faust.App._on_partitions_revoked,
         faust.App._on_partitions_assigned,
+        faust.App.on_rebalance_start,
+        driver.ConsumerRebalanceListener.on_partitions_revoked,
         aiokafka.AIOKafkaConsumer.seek_to_committed,
         aiokafka.AIOKafkaConsumer.seek_to_beginning,
         Fetcher.fetched_records,
@@ -692,6 +742,8 @@ RELIED_ON: dict[str, Any] = {
 }
 
 SOURCES = {
+    "faust.app.base.App.on_rebalance_start": "5c1e23de3067",
+    "faust.transport.drivers.aiokafka.ConsumerRebalanceListener.on_partitions_revoked": "348c3aec879f",
     "faust.tables.recovery.Recovery.on_recovery_completed": "6ef567acf072",
     "faust.tables.recovery.Recovery._seek_offsets": "19598ca63d94",
     "faust.tables.recovery.Recovery._wait": "ec7429b70176",
