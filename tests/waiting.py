@@ -5,43 +5,38 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any
 
-T = TypeVar("T")
 _POLL_S = 0.05
 
 
-async def eventually(
-    condition: Callable[[], T | Awaitable[T]], timeout_s: float = 10.0, what: str = "the condition"
-) -> T:
+async def eventually(condition: Callable[[], Any], timeout_s: float = 10.0, what: str = "the condition") -> Any:
     """Ask `condition`, plain or a coroutine function, until it returns something true; return that.
 
     Raises:
-        AssertionError: it did not within `timeout_s` seconds; the message names `what` and the last value.
+        AssertionError: it did not within `timeout_s` seconds; the message names `what` and the last answer.
     """
     deadline = time.monotonic() + timeout_s
     while True:
         answer = condition()
-        value: T = await answer if inspect.isawaitable(answer) else answer
-        if value:
-            return value
-        if time.monotonic() >= deadline:
-            raise AssertionError(_overdue(what, timeout_s, value))
+        if inspect.isawaitable(answer):
+            answer = await answer
+        if answer:
+            return answer
+        _check(deadline, timeout_s, what, answer)
         await asyncio.sleep(_POLL_S)
 
 
-def eventually_sync(condition: Callable[[], T], timeout_s: float = 10.0, what: str = "the condition") -> T:
-    """As `eventually`, for tests without an event loop."""
+def eventually_sync(condition: Callable[[], Any], timeout_s: float = 10.0, what: str = "the condition") -> Any:
+    """As `eventually`, for tests without an event loop. Raises: AssertionError, likewise."""
     deadline = time.monotonic() + timeout_s
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() >= deadline:
-            raise AssertionError(_overdue(what, timeout_s, value))
+    while not (answer := condition()):
+        _check(deadline, timeout_s, what, answer)
         time.sleep(_POLL_S)
+    return answer
 
 
-def _overdue(what: str, timeout_s: float, value: object) -> str:
-    return f"{what}: not within {timeout_s:g} s; last answer {value!r}"
+def _check(deadline: float, timeout_s: float, what: str, answer: object) -> None:
+    if time.monotonic() >= deadline:
+        raise AssertionError(f"{what}: not within {timeout_s:g} s; the last answer was {answer!r}")

@@ -35,8 +35,8 @@ _POLL_S = 0.05
 # Below the ephemeral ports of Linux (32768) and macOS (49152): while a broker is down, no outgoing connection may take
 # its port. A client that tries an ephemeral port of loopback can even connect to itself, and hold it for good.
 _PORTS = range(10_000, 32_768)
-# Reads until its parent is gone, however it went (SIGKILL too), then ends the broker. Unlike Linux's parent-death signal
-# it works on macOS, and does not fire when only the thread that started the broker ends.
+# Reads until its parent is gone, however it went (SIGKILL too), then ends the broker. Unlike a parent-death signal
+# it works on macOS too, and does not fire when only the thread that started the broker ends.
 _WATCHDOG = 'read -r _; kill -9 "$1" 2>/dev/null; [ -z "$2" ] || rm -rf "$2"'
 
 

@@ -1,6 +1,7 @@
 """Apache Kafka's jars: fetched from Maven Central by jgo, once per user, and checked against the lock beside this file.
 
-Run as a module it writes that lock anew, which is wanted only when `KAFKA` or `LOGGER` below changes.
+`python -m vpp_dispatch.demo.jars` fetches what is missing; with `--lock` it writes the lock anew, which is wanted only
+when `KAFKA` or `LOGGER` below changes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from vpp_dispatch.errors import ConfigurationError, ExternalFault, NotReachable
+from vpp_dispatch.errors import ConfigurationError, ExternalFault, NotReachable, VppDispatchError
 
 KAFKA = "org.apache.kafka:kafka_2.13:4.3.0"
 # Kafka's jars bring slf4j but nothing behind it: without this a broker that fails says nothing, nor when it is ready.
@@ -85,7 +86,7 @@ def _fetch(coordinates: Iterable[str], folder: Path) -> None:
         for coordinate, path in _download(coordinates, Path(arriving)):
             if not _matches(path, lock[coordinate]):
                 raise ExternalFault(
-                    f"Maven Central served {coordinate} with another content than {LOCK.name} records; it was not kept. "
+                    f"Maven Central served {coordinate} with another content than {LOCK.name} says; it was not kept. "
                     "Try again. If it stays so, something in between changes files, and must not be used."
                 )
             path.replace(folder / path.name)
@@ -120,5 +121,18 @@ def _relock() -> None:
     LOCK.write_text("\n".join([*comments, "", "[jars]", *rows, ""]))
 
 
+def main(arguments: list[str]) -> int:
+    """Fetch what is missing, or with `--lock` write the lock. Returns the exit code."""
+    try:
+        if arguments == ["--lock"]:
+            _relock()
+        else:
+            class_path()
+    except VppDispatchError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    _relock()
+    sys.exit(main(sys.argv[1:]))
