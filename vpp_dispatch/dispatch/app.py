@@ -29,7 +29,7 @@ from vpp_dispatch.domain.roster import Catalogue, Policy
 from vpp_dispatch.errors import ExternalFault
 from vpp_dispatch.observability.health import Health
 from vpp_dispatch.observability.metrics import Metrics
-from vpp_dispatch.operators.envelope import Message
+from vpp_dispatch.operators.envelope import Message, Origin, dead_letter
 from vpp_dispatch.settings import Settings
 
 TICK_S = 0.25
@@ -311,9 +311,38 @@ class Worker:
             for record in run:
                 if self._events_next is None or record.offset >= self._events_next:
                     messages.append((record.timestamp / 1000, inbox.decode(record.value or b"")))
-            await self._until_done("coordinator", lambda m=messages: self._coordinate(m), generation=generation)
+            try:
+                await self._until_done("coordinator", lambda m=messages: self._coordinate(m), generation=generation)
+            except Exception:
+                # A fault of ours in one message must neither stop the stream nor take the others with it (R8).
+                await self._one_by_one(run, messages, generation)
             if generation == self._generation and self.running:
                 self._events_next = run[-1].offset + 1
+
+    async def _one_by_one(self, run: Sequence[Any], messages: Sequence[Any], generation: int | None) -> None:
+        """The messages of a run alone; the one that fails becomes a dead letter and an error, which means: mend the code."""
+        records = run[len(run) - len(messages) :]
+        for record, message in zip(records, messages, strict=True):
+            try:
+                await self._until_done("coordinator", lambda m=message: self._coordinate([m]), generation=generation)
+            except Exception as fault:
+                self.log.error("coordinator.failed", offset=record.offset, detail=repr(fault), exc_info=True)
+                await self._until_done("coordinator.bury", lambda r=record, f=fault: self._bury(r, f))
+
+    async def _bury(self, record: Any, fault: Exception) -> None:
+        letter = dead_letter(
+            record.value,
+            record.key,
+            record.headers,
+            origin=Origin(
+                topic=record.topic, partition=record.partition, offset=record.offset, timestamp=record.timestamp / 1000
+            ),
+            reason="fault",
+            detail=f"the service failed on it; see its log: {fault!r}",
+            at=time.time(),
+        )
+        self.metrics.dead_letters.add(origin="signals", reason="fault")
+        await self.outlet.write(self.settings.topics.dead_letters, [letter])
 
     async def _coordinate(self, messages: Sequence[Any]) -> None:
         async with self._coordinating:

@@ -27,6 +27,9 @@ from vpp_dispatch.observability.metrics import Metrics
 BATCH = 1000
 """Commands in one batch at most."""
 
+GATHER_S = 0.01
+"""A pause between batches, in which due work gathers: many small batches cost more than one."""
+
 PROBE = 10
 """Retries per retry interval while nothing at all comes back (R41)."""
 
@@ -121,7 +124,9 @@ class Publisher:
         """Publishes until it is cancelled."""
         while True:
             self.shards.wake.clear()
-            if not await self.publish_some():
+            if await self.publish_some():
+                await asyncio.sleep(GATHER_S)
+            else:
                 try:
                     await asyncio.wait_for(self.shards.wake.wait(), 0.1)
                 except TimeoutError:
