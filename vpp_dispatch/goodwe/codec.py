@@ -1,7 +1,7 @@
 """Commands to bytes and results from bytes: the only place where a setpoint meets GoodWe's names, scales and units.
 
-Encoding fills byte templates (about two microseconds a command); a test holds them to models of the six messages. Decoding
-never raises: bytes that cannot be used are a `Refusal`.
+Encoding fills byte templates (about two microseconds a command); a test holds them to models of the six messages.
+Decoding never raises: bytes that cannot be used are a `Refusal`.
 
 The pair of a query's result: as in `domain.command`, except that an export limit is counted in steps of the catalogue's
 `export_step_w`. For most devices a step is 1 W; for families that count in percent of the rating only the book knows a
@@ -55,9 +55,9 @@ class Role(IntEnum):
 class Prepared:
     """Commands ready to be published: complete but for their timestamp. Columns of length n.
 
-    `ids` (n, 16) u1, the correlation ids; `digests` u8, as they stand in the ids; `roles` Role numbers; `keys` the SNs as
-    bytes; `heads` the messages up to the value of their last field, the timestamp; `refused` names commands that cannot be
-    said to GoodWe (index, sentence): they have an id, and are never published.
+    `ids` (n, 16) u1, the correlation ids; `digests` u8, as they stand in the ids; `roles` Role numbers; `keys` the SNs
+    as bytes; `heads` the messages up to the value of their last field, the timestamp; `refused` names commands that
+    cannot be said to GoodWe (index, sentence): they have an id, and are never published.
     """
 
     ids: U8
@@ -73,14 +73,19 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Bytes that are no result of ours (R8). `reason` is stable: undecodable, no_id, foreign_id, wrong_topic, no_code."""
+    """Bytes that are no result of ours (R8).
+
+    `reason` is stable: undecodable, no_id, foreign_id, wrong_topic, no_code.
+    """
 
     reason: str
     detail: str
 
 
 class DecodedResult(NamedTuple):
-    """One result. `id` 16 bytes; `first`/`second` what a query read (an export limit in steps), else NO_VALUE; `at` epoch s.
+    """One result. `id` 16 bytes; `first`/`second` what a query read (an export limit in steps), else NO_VALUE.
+
+    `at` epoch seconds at which the broker appended it.
 
     A query's SUCCESS always carries a complete pair; where something is missing it is PARTIAL.
     """
@@ -94,16 +99,22 @@ class DecodedResult(NamedTuple):
 
 
 class Record(Protocol):
-    """A record as a Kafka client hands it over; `timestamp` epoch milliseconds, `timestamp_type` 1 = the broker's."""
+    """A record as a Kafka client hands it over; `timestamp` epoch milliseconds."""
 
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    timestamp_type: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
+    @property
+    def topic(self) -> str: ...
+    @property
+    def partition(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes]]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,8 +151,8 @@ class Codec:
     def __init__(self, profile: Profile, catalogue: Catalogue) -> None:
         if not profile.correlation.echoed:
             raise ConfigurationError(
-                f"The GoodWe profile {profile.name} has `correlation.echoed = false`; this version joins results by the echoed "
-                "id only. Set it to true if GoodWe returns the id."
+                f"The GoodWe profile {profile.name} has `correlation.echoed = false`; this version joins results by "
+                "the echoed id only. Set it to true if GoodWe returns the id."
             )
         self.catalogue = catalogue
         topics = profile.topics
@@ -160,8 +171,8 @@ class Codec:
     def prepare(self, commands: Commands) -> Prepared:
         """Names, raw values, digests and ids of commands.
 
-        A command that cannot be said (an SN that is none, a value outside its range) is in `refused`: one such device must
-        not stop the batch.
+        A command that cannot be said (an SN that is none, a value outside its range) is in `refused`: one such device
+        must not stop the batch.
         """
         refused: dict[int, str] = {}
         keys = self._keys(commands.sn, refused)
@@ -172,7 +183,7 @@ class Codec:
         for kind in set(kinds):
             template = self._templates[kind]
             content = template.content
-            rows = range(len(keys)) if kinds.count(kind) == len(kinds) else [i for i, k in enumerate(kinds) if k == kind]
+            rows = [i for i, k in enumerate(kinds) if k == kind]
             if kind >= QUERY_BIT:
                 for i in rows:
                     digests[i] = digest(content % keys[i])
@@ -191,7 +202,8 @@ class Codec:
         )
         heads_of = {kind: self._templates[kind].head for kind in set(kinds)}
         heads = [
-            heads_of[kind] % (text, key, *raw) for kind, text, key, raw in zip(kinds, self._texts(ids), keys, raws, strict=True)
+            heads_of[kind] % (text, key, *raw)
+            for kind, text, key, raw in zip(kinds, self._texts(ids), keys, raws, strict=True)
         ]
         return Prepared(
             ids=ids,
@@ -274,7 +286,9 @@ class Codec:
 
     # ------------------------------------------------------------------ results
 
-    def decode_result(self, role: Role, key: bytes | None, value: bytes | None, appended_at: float) -> DecodedResult | Refusal:
+    def decode_result(
+        self, role: Role, key: bytes | None, value: bytes | None, appended_at: float
+    ) -> DecodedResult | Refusal:
         """One message of a result topic; `appended_at` epoch seconds. Never raises, whatever the bytes are."""
         if value is None:
             return Refusal(reason="undecodable", detail=f"no value under the key {key!r}")
@@ -290,7 +304,8 @@ class Codec:
         kind = id_[4] >> 4
         template = self._templates.get(kind)
         if template is None or template.role is not role:
-            return Refusal(reason="wrong_topic", detail=f"{correlation.text(id_)} belongs to another topic than {role.name.lower()}")
+            detail = f"{correlation.text(id_)} is no id of a {role.name.lower()} command"
+            return Refusal(reason="wrong_topic", detail=detail)
         if message.code is None:
             return Refusal(reason="no_code", detail=f"{correlation.text(id_)} has no result code")
         code = self._code_of.get(_code_text(message.code), ResultCode.UNKNOWN_CODE)

@@ -1,10 +1,11 @@
 """The link to GoodWe's Kafka cluster, which may be another one than ours, with its own security.
 
-Out: batches, all acknowledged or none of them sure. What fails, or is still in hand when its time is up, may have arrived and
-may not; the producer is then torn down at once, so that nothing of it can arrive later (R28). The producer is not
-idempotent: aiokafka never lets an idempotent batch expire, and what is idempotent here are the ids.
+Out: batches, all acknowledged or none of them sure. What fails, or is still in hand when its time is up, may have
+arrived and may not; the producer is then torn down at once, so that nothing of it can arrive later (R28). The producer
+is not idempotent: aiokafka never lets an idempotent batch expire, and what is idempotent here are the ids.
 
-In: results are regrouped by shard for a moment, handed over, and only then are GoodWe's offsets committed: at least once.
+In: results are regrouped by shard for a moment, handed over, and only then are GoodWe's offsets committed: at least
+once.
 
 The cluster may be absent at start and at any later time; the link says so (`reachable`) and comes back by itself.
 """
@@ -40,8 +41,8 @@ MAX_RESULTS: Final = 20_000
 """Results that are handed over at once, at most."""
 
 PROBE_AFTER_S: Final = 0.25
-"""A broker that has not answered for so long is asked before a batch is entrusted to it: a frozen one takes bytes into its
-socket, and would act on them when it thaws."""
+"""A broker that has not answered for so long is asked before a batch is entrusted to it: a frozen one takes bytes into
+its socket, and would act on them when it thaws."""
 
 CONNECT_S: Final = 15.0
 STOP_S: Final = 5.0
@@ -180,10 +181,12 @@ class Link:
     async def publish(self, prepared: Prepared, *, now: float, give_up_after_s: float) -> None:
         """Publishes a batch; returns once every command of it is acknowledged.
 
-        `now` is epoch seconds; `give_up_after_s` how long it may take. Commands that `prepared.refused` names are left out.
+        `now` is epoch seconds; `give_up_after_s` how long it may take. Commands that `prepared.refused` names are left
+        out.
 
         Raises:
-            NotReachable: not acknowledged, or not in time. What of it arrived is not known; nothing of it can be sent later.
+            NotReachable: not acknowledged, or not in time. What of it arrived is not known; nothing of it can be sent
+                later.
         """
         producer = self._producer
         if producer is None:
@@ -191,9 +194,7 @@ class Link:
         if give_up_after_s <= 0:
             raise NotReachable("No time is left for this batch: nothing was sent.")
         if prepared.refused:
-            self.log.error(
-                "batch.refused_commands", count=len(prepared.refused), detail=prepared.refused[0][1]
-            )
+            self.log.error("batch.refused_commands", count=len(prepared.refused), detail=prepared.refused[0][1])
         roles, keys, values = self.codec.encode(prepared, now=now)
         if not keys:
             return
@@ -212,7 +213,7 @@ class Link:
         self.published += len(keys)
 
     async def _send(
-        self, producer: _Producer, roles: Sequence[int], keys: Sequence[bytes], values: Sequence[bytes], timestamp_ms: int
+        self, producer: _Producer, roles: list[int], keys: list[bytes], values: list[bytes], timestamp_ms: int
     ) -> None:
         """One batch for each partition, all awaited; raises the first error."""
         hashes = murmur2(keys)
@@ -361,7 +362,7 @@ class Link:
             return True
 
     async def _commit(self, consumer: AIOKafkaConsumer, offsets: dict[TopicPartition, int]) -> None:
-        """Commits what is still ours. A commit that fails is no loss: the same results come again, and count once (R26)."""
+        """Commits what is still ours. A commit that fails is no loss: results that come again count once (R26)."""
         ours = {tp: offset for tp, offset in offsets.items() if tp in consumer.assignment()}
         if not ours:
             return
@@ -371,7 +372,7 @@ class Link:
             self.log.info("results.not_committed", detail=_sentence(error))
 
 
-class _Sender(Sender):  # type: ignore[misc]
+class _Sender(Sender):
     """Keeps its produce requests in sight, so that they can be cancelled."""
 
     produce_tasks: set[asyncio.Task[None]]
@@ -386,7 +387,7 @@ class _Sender(Sender):  # type: ignore[misc]
             self.produce_tasks.discard(task)
 
 
-class _Producer(AIOKafkaProducer):  # type: ignore[misc]
+class _Producer(AIOKafkaProducer):
     """A producer that can be torn down at once.
 
     aiokafka's own `stop` flushes, and its connections close gracefully: after a timeout the system would still deliver

@@ -1,4 +1,4 @@
-"""What GoodWe's devices can do, compiled from the profile into plain data for the domain (`domain.roster.Catalogue`)."""
+"""What GoodWe's devices can do: the profile, compiled into plain data for the domain (`domain.roster.Catalogue`)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The contract with GoodWe as data: every name, code, scale and sign that an operator's own contract may change.
 
-A profile is a TOML file, built in (by name) or the operator's own (by path). It is read once, at start, strictly: a key that
-is not known here is refused, since a misspelt one would silently leave an assumption in force.
+A profile is a TOML file, built in (by name) or the operator's own (by path). It is read once, at start, strictly: a key
+that is not known here is refused, since a misspelt one would silently leave an assumption in force.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class Fields(_Part):
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
-        message = [self.correlation_id, self.sn, self.parameter, self.parameters, self.timestamp, self.code, self.message]
-        for names in ([*message, self.stage], [self.name, self.value, self.code]):
+        request = [self.correlation_id, self.sn, self.parameter, self.parameters, self.timestamp]
+        for names in ([*request, self.code, self.message, self.stage], [self.name, self.value, self.code]):
             if len(set(names)) != len(names):
                 raise ValueError("two fields of one object have the same name")
         return self

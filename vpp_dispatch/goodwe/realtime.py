@@ -2,11 +2,11 @@
 
 What can go wrong, as the tree of `errors`:
 
-    ExternalFault                `external_fault`: HTTP 5xx to the end, an answer of another form, a code that is no success
-    |-- ExternalFault            `unauthorized`: the account or its token is refused, also right after a new log-in
-    |-- ExternalFault            `incomplete`: the list of authorized SNs did not add up, however often it was read
-    |-- RateLimited              `rate_limited`: HTTP 429 or its code; until `retry_after_s` is over no call leaves
-    `-- NotReachable             `not_reachable`: no connection, or no answer in time, to the end
+    ExternalFault       `external_fault`: HTTP 5xx to the end, an answer of another form, a code that is no success
+    |-- ExternalFault   `unauthorized`: the account or its token is refused, also right after a new log-in
+    |-- ExternalFault   `incomplete`: the list of authorized SNs did not add up, however often it was read
+    |-- RateLimited     `rate_limited`: HTTP 429 or its code; until `retry_after_s` is over no call leaves
+    `-- NotReachable    `not_reachable`: no connection, or no answer in time, to the end
 
 Signs, sentinels and units end here: what comes out is ours. Secrets are in no message, repr or log.
 """
@@ -39,6 +39,12 @@ READINGS: Final = 3
 
 BACKOFF_S: Final = 0.5
 """First wait between attempts; doubles, with full jitter."""
+
+WAIT_IN_PLACE_S: Final = 10.0
+"""A rate limit that is over so soon is waited for; a longer one is told."""
+
+LONGEST_WAIT_S: Final = 3600.0
+"""No Retry-After is believed beyond it."""
 
 EXPIRES_EARLY_S: Final = 30.0
 """A token that has less to live is renewed before it is used."""
@@ -174,8 +180,11 @@ class RealTimeApi:
         """
         if password_file is None:
             raise ConfigurationError("The Real-Time Data API needs the account's password: name a file that holds it.")
+        # Without TLS there is nothing to verify, and reading the system's CAs takes a while.
+        verify: ssl.SSLContext | bool = base_url.startswith("https:")
         try:
-            verify: ssl.SSLContext | bool = ssl.create_default_context(cafile=str(ca_file)) if ca_file else True
+            if ca_file:
+                verify = ssl.create_default_context(cafile=str(ca_file))
         except (ssl.SSLError, OSError) as error:
             raise ConfigurationError(f"{ca_file} is no usable CA file ({error}): give a PEM file.") from error
         self.max_calls_per_s = max_calls_per_s
@@ -224,16 +233,18 @@ class RealTimeApi:
             if reading:
                 await asyncio.sleep(random.uniform(0.5, 1.0) * BACKOFF_S * 2**reading)
             rows, total, stable = await self._pages("authorized", AuthorizationRow, None)
-            listed = {row.sn: row for row in rows if SN_PATTERN.fullmatch(row.sn)}
+            listed = {row.sn: row for row in rows}
             seen = len(listed)
             if stable and seen == total:
                 return [
                     Authorization(sn=sn, authorized_at=row.authorized_at or 0.0, expires_at=row.expires_at)
                     for sn, row in listed.items()
+                    if SN_PATTERN.fullmatch(sn)
                 ]
             self._log.info("consent.incomplete", distinct=seen, total=total, reading=reading + 1)
         raise ExternalFault(
-            f"The list of authorized SNs did not add up in {READINGS} readings: {seen} SNs of {total}.", reason="incomplete"
+            f"The list of authorized SNs did not add up in {READINGS} readings: {seen} SNs of {total}.",
+            reason="incomplete",
         )
 
     async def operation(self, sns: Sequence[str]) -> list[Operation]:
@@ -349,9 +360,11 @@ class RealTimeApi:
             e, rules = self._envelope, self._rules
             started = self._clock()
             try:
-                data = await self._attempts(rules.token_path, {e.account: self._account, e.password: self._password()}, {})
+                body = {e.account: self._account, e.password: self._password()}
+                data = await self._attempts(rules.token_path, body, {})
             except _Expired:
-                raise ExternalFault("The log-in is refused: check account and password.", reason="unauthorized") from None
+                message = "The log-in is refused: check account and password."
+                raise ExternalFault(message, reason="unauthorized") from None
             token = data.get(rules.token_field) if isinstance(data, dict) else None
             lasts_s = data.get(rules.expires_field) if isinstance(data, dict) else None
             if not isinstance(token, str) or not token:
@@ -380,8 +393,11 @@ class RealTimeApi:
             attempt += 1
             try:
                 return await self._once(path, body, headers)
-            except RateLimited:
-                raise
+            except RateLimited as fault:
+                wait_s = fault.retry_after_s
+                if attempt == ATTEMPTS or wait_s is None or wait_s > WAIT_IN_PLACE_S:
+                    raise
+                await asyncio.sleep(wait_s + random.uniform(0, 0.1))
             except ExternalFault as fault:
                 if attempt == ATTEMPTS or not fault.retriable:
                     raise
@@ -430,7 +446,8 @@ class RealTimeApi:
         now = time.monotonic()
         if now < self._blocked_until:
             left = self._blocked_until - now
-            raise RateLimited(f"The rate limit is in force for {left:.0f} s more: no call was made.", retry_after_s=left)
+            message = f"The rate limit is in force for {left:.0f} s more: no call was made."
+            raise RateLimited(message, retry_after_s=left)
         at = max(now, self._next_call_at)
         self._next_call_at = at + (1 / self.max_calls_per_s if self.max_calls_per_s > 0 else 0.0)
         if at > now:
@@ -461,11 +478,10 @@ def _retry_after_s(text: str | None, now: float) -> float | None:
     """Seconds of a Retry-After header, which is a number or an HTTP date; None if it is absent or neither."""
     if text is None:
         return None
+    if text.strip().isdecimal():
+        return min(float(text), LONGEST_WAIT_S)
     try:
-        return max(float(text), 0.0)
-    except ValueError:
-        pass
-    try:
-        return max(email.utils.parsedate_to_datetime(text).timestamp() - now, 0.0)
-    except ValueError:
+        at = email.utils.parsedate_to_datetime(text).timestamp()
+    except (ValueError, OverflowError):
         return None
+    return min(max(at - now, 0.0), LONGEST_WAIT_S)
