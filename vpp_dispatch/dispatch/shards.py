@@ -177,11 +177,26 @@ class Shards:
         was_read_up = self.read_up(shard)
         self._next[shard] = max(position, run[-1].offset + 1)
         read_up = self.read_up(shard)
-        effects = book.step(messages, now, reconcile=read_up)  # type: ignore[arg-type]
-        if read_up and not was_read_up:
-            book.step([], now)
-        self._note(effects, run)
+        try:
+            self._note(book.step(messages, now, reconcile=read_up), run)  # type: ignore[arg-type]
+            if read_up and not was_read_up:
+                book.step([], now)
+        except Exception:
+            self._fold_alone(book, messages, run, now)
         self.wake.set()
+
+    def _fold_alone(self, book: Book, messages: Sequence[Any], run: Sequence[ConsumerRecord], now: float) -> None:
+        """A fault of ours in one message must not stop the shard (R8): each is folded alone, and the bad one buried.
+
+        Folding a message twice changes nothing, so the ones before it may come again.
+        """
+        by_offset = {record.offset: record for record in run}
+        for offset, message in messages:
+            try:
+                self._note(book.step([(offset, message)], now, reconcile=self.read_up(book.shard)), run)
+            except Exception as fault:
+                self.log.error("inbox.failed", shard=book.shard, offset=offset, detail=repr(fault), exc_info=True)
+                self._letters.append((by_offset[offset], 0))
 
     def _note(self, effects: Effects, run: Sequence[ConsumerRecord]) -> None:
         if effects.orphans:
