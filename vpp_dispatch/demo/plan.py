@@ -1,0 +1,336 @@
+"""The demo's plan: three events that overlap while consent, connections and workers fail.
+
+Every step waits, with a deadline, for what it needs to see on the topics, in the simulator or on a worker's metrics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeVar
+
+from vpp_dispatch.demo.stack import Child, Stack, rfc3339
+from vpp_dispatch.demo.tally import EMS_MODES, Played
+from vpp_dispatch.demo.teller import Teller
+from vpp_dispatch.errors import ExternalFault
+
+T = TypeVar("T")
+
+SHORTEST_S: Final = 45.0
+"""Below this the plan's steps do not fit into the windows of its events."""
+SHARDS: Final = 64
+EXPORT, CHARGE, DISCHARGE = "exp-1", "chg-1", "dis-1"
+FEEDER: Final = "feeder-03"
+AREA: Final = "west"
+_STEP_S: Final = 30.0
+_CLOSE_S: Final = 45.0
+
+
+class Plan:
+    """One run on a stack; what it asked for is in `played`, the simulator's newest dump in `dump`.
+
+    Args:
+        stack: not started.
+        seconds: from the first signal to the end of the longest event.
+    """
+
+    def __init__(self, stack: Stack, teller: Teller, *, inverters: int, seconds: float) -> None:
+        self.stack = stack
+        self.say = teller.say
+        self.teller = teller
+        self.inverters = inverters
+        self.seconds = seconds
+        self.played: dict[str, Played] = {}
+        self.dump: dict[str, Any] = {}
+        self._fleet: list[dict[str, Any]] = []
+        self.killed: set[str] = set()
+
+    # ------------------------------------------------------------------ the plan
+
+    async def start(self) -> None:
+        """The simulator with its fleet, and two workers, ready."""
+        options = ["--feeders", "8", "--latency", "0.2", "2", "--offline", "0.03", "--no-consent", "0.02"]
+        await self.stack.start(inverters=self.inverters, simulator=[*options, "--solar-hour", "13"])
+        self._fleet = await self.stack.ask("/sim/fleet")
+        self.dump = await self.stack.ask("/sim/dump")
+        offline, never = self._offline(), [sn for sn, device in self._devices() if not device["authorized"]]
+        allowed = len(self._fleet) - len(never)
+        self.say(
+            "fleet", f"the simulator serves {len(self._fleet)} inverters, GoodWe's six topics and {self.stack.url}"
+        )
+        self.say("fleet", f"{len(offline)} of them are offline, {len(never)} have no consent of their owner")
+        workers = [self.stack.start_worker(), self.stack.start_worker()]
+        await self.stack.until_ready(*workers)
+        await self._until(
+            lambda: all(self._owned(worker) for worker in workers) and sum(map(self._owned, workers)) == SHARDS,
+            _STEP_S,
+            "the workers to share the shards",
+        )
+        for worker in workers:
+            self.say(
+                "service",
+                f"{worker.name} is ready (process {worker.pid}), owns {self._owned(worker)} of {SHARDS} shards, "
+                f"http://127.0.0.1:{self.stack.port(worker)}/metrics",
+            )
+        await self._until(
+            lambda: sum(self._gauge(worker, "devices_registered") for worker in workers) == len(self._fleet),
+            _STEP_S,
+            "the registry to be read",
+        )
+        await self._until(
+            lambda: (
+                sum(self._gauge(worker, "devices_authorized") for worker in workers) == len(self._fleet) - len(never)
+            ),
+            _STEP_S,
+            "the owners' consent to be read",
+        )
+        self.say("service", f"registry and consent are read: {allowed} inverters may be dispatched")
+
+    async def play(self) -> None:
+        """The plan, step by step."""
+        begin = time.time()
+        await self._ask_for(
+            EXPORT, "export_limit", 1500, {"groups": [FEEDER]}, 10, begin + 2, begin + 0.6 * self.seconds
+        )
+        await self._ask_for(CHARGE, "charge", 2000, {"all": True}, 100, begin + 3, begin + self.seconds)
+        await self._settled(EXPORT)
+        await self._settled(CHARGE)
+        await self._withdraw_consent(5)
+        await self._come_back(self._offline()[::2])
+        await self._ask_for(DISCHARGE, "discharge", 1500, {"areas": [AREA]}, 20, None, begin + 0.95 * self.seconds)
+        await self._kill_in_mid_dispatch()
+        await self._settled(DISCHARGE)
+        await self._cancel_discharge()
+        await self._lose_connection_over_the_end(6)
+        for event_id in self.played:
+            await self._until(lambda event_id=event_id: self._closed(event_id), _CLOSE_S, f"{event_id} to close")  # type: ignore[misc]
+            self.teller.catch_up(self.stack)
+        await self._quiet()
+
+    async def _ask_for(
+        self,
+        event_id: str,
+        kind: str,
+        each_w: int,
+        targets: dict[str, Any],
+        priority: int,
+        start_at: float | None,
+        end_at: float,
+    ) -> None:
+        named = self._named(targets)
+        whom = "all" if "all" in targets else " ".join(next(iter(targets.values())))
+        wish = "export at most" if kind == "export_limit" else kind
+        asked = f"{wish} {each_w} W each, {whom} ({len(named)} inverters), priority {priority}"
+        self.played[event_id] = Played(
+            event_id=event_id, asked=asked, kind=kind, each_w=each_w, targets=named, over_at=end_at
+        )
+        body = self.stack.signal(
+            event_id, end_at=end_at, priority=priority, targets=targets, controls=[{"kind": kind, "each_w": each_w}]
+        )
+        if start_at is not None:
+            body["start_at"] = rfc3339(start_at)
+        when = "now" if start_at is None else _clock(start_at)
+        self.say("operator", f"signal {event_id} r1: {asked}, {when} to {_clock(end_at)} UTC")
+        await self.stack.send(body, key=event_id.encode())
+
+    async def _withdraw_consent(self, count: int) -> None:
+        sns = self._set_by_charge()[:count]
+        await self.stack.tell("/sim/consent", {"sns": sns, "authorized": False})
+        self.say("fleet", f"{len(sns)} owners of charging inverters withdraw their consent")
+        begin = time.monotonic()
+        rows = self.stack.outcomes
+        await self._until(
+            lambda: all(rows(CHARGE)[sn, "charge"]["reason"] == "consent_withdrawn" for sn in sns),
+            _STEP_S,
+            "the inverters without consent to be let go",
+        )
+        await self._until_at_default(sns, "the inverters without consent to be released")
+        self.say("fleet", f"the {len(sns)} are released and at their default, {time.monotonic() - begin:.1f} s later")
+
+    async def _come_back(self, sns: list[str]) -> None:
+        await self.stack.tell("/sim/online", {"sns": sns, "online": True})
+        able = [sn for sn in sns if self.stack.outcomes(CHARGE)[sn, "charge"]["reason"] == "offline"]
+        self.say("fleet", f"{len(sns)} of the offline inverters come back, {len(able)} of which the charge can use")
+        begin = time.monotonic()
+        await self._until(
+            lambda: all(self.stack.outcomes(CHARGE)[sn, "charge"]["state"] in ("applied", "verified") for sn in able),
+            _STEP_S,
+            "the inverters that came back to be taken in",
+        )
+        self.say("service", f"the {len(able)} are taken into {CHARGE}, {time.monotonic() - begin:.1f} s later")
+
+    async def _kill_in_mid_dispatch(self) -> None:
+        """SIGKILL to the worker that has most commands unanswered while the discharge goes out."""
+        workers = list(self.stack.workers.values())
+        await self._until(lambda: 2 in self._codes(DISCHARGE), _STEP_S, f"{DISCHARGE} to start")
+        await self._until(
+            lambda: any(self._gauge(worker, "commands_in_flight") for worker in workers),
+            _STEP_S,
+            f"commands of {DISCHARGE} to be on their way",
+        )
+        flying = {worker.name: self._gauge(worker, "commands_in_flight") for worker in workers}
+        victim = max(workers, key=lambda worker: flying[worker.name])
+        shards = self._owned(victim)
+        self.killed.add(victim.name)
+        victim.kill()
+        begin = time.monotonic()
+        self.say("fault", f"{victim.name} is killed (SIGKILL) with {flying[victim.name]} commands unanswered")
+        heir = next(worker for worker in workers if worker is not victim)
+        await self._until(lambda: self._owned(heir) == SHARDS, _STEP_S, f"{heir.name} to take over")
+        self.say(
+            "service",
+            f"{heir.name} owns the {shards} shards now, {time.monotonic() - begin:.1f} s after the kill",
+        )
+
+    async def _cancel_discharge(self) -> None:
+        played = self.played[DISCHARGE]
+        rows = self.stack.outcomes(DISCHARGE).items()
+        sns = [sn for (sn, _), row in rows if row["state"] in ("applied", "verified")]
+        body = self.stack.signal(DISCHARGE, revision=2, action="cancel", reason="the peak is over")
+        self.say("operator", f"signal {DISCHARGE} r2: cancel; {CHARGE} below it still runs")
+        now = time.time()
+        self.played[DISCHARGE] = Played(
+            event_id=DISCHARGE,
+            asked=f"{played.asked}, then cancelled",
+            kind=played.kind,
+            each_w=played.each_w,
+            targets=played.targets,
+            over_at=now + 2.0,  # the contract's time for a cancellation to take effect
+            cancelled=True,
+        )
+        await self.stack.send(body, key=DISCHARGE.encode())
+        begin = time.monotonic()
+        mode = EMS_MODES["charge"]
+        back = [sn for sn in sns if self.stack.outcomes(CHARGE).get((sn, "charge"), {}).get("state") != "skipped"]
+        await self._until_devices(
+            back,
+            lambda device: device["settings"]["EMS Power Mode"] == mode,
+            f"the inverters of {DISCHARGE} to charge again",
+        )
+        self.say(
+            "fleet",
+            f"{len(back)} inverters went from discharging back to charging, {time.monotonic() - begin:.1f} s later",
+        )
+
+    async def _lose_connection_over_the_end(self, count: int) -> None:
+        """The EMS mode latches: what cannot be reached at the end of its window stays set until it is back (R19)."""
+        end_at = self.played[CHARGE].over_at
+        sns = self._set_by_charge()[-count:]
+        await self._until(lambda: time.time() >= end_at - 2, self.seconds, f"{CHARGE} to come to its end")
+        await self.stack.tell("/sim/online", {"sns": sns, "online": False})
+        self.say("fleet", f"{len(sns)} charging inverters lose their connection, 2 s before {CHARGE} ends")
+        await self._until(
+            lambda: self._release(CHARGE)["pending"] == count and self._release(CHARGE)["confirmed"] > 0,
+            _STEP_S,
+            f"all but {count} inverters to be released",
+        )
+        devices = await self._ask_about(sns)
+        held = sum(device["settings"] != device["default_settings"] for device in devices.values())
+        self.say("fleet", f"{CHARGE} is over; {held} inverters that cannot be reached still charge, and come back now")
+        await self.stack.tell("/sim/online", {"sns": sns, "online": True})
+        await self._until_at_default(sns, "the inverters that came back to be released")
+        self.say("fleet", f"the {len(sns)} are at their default")
+
+    # ------------------------------------------------------------------ looking and waiting
+
+    async def _until(self, condition: Callable[[], T], timeout_s: float, what: str) -> T:
+        def living() -> T:
+            children = [*self.stack.workers.values(), *([self.stack.simulator] if self.stack.simulator else [])]
+            for child in children:
+                if not child.running and child.name not in self.killed:
+                    raise ExternalFault(f"{child.name} ended by itself; its log is {child.out}:\n{child.tail(15)}")
+            return condition()
+
+        return await self.stack.until(living, timeout_s, what)
+
+    async def _settled(self, event_id: str) -> None:
+        """Until no targeted inverter is waited for any more."""
+
+        def settled() -> bool:
+            report = self.stack.report(event_id)
+            if report is None or 2 not in self._codes(event_id):
+                return False
+            waiting = ("pending", "published", "accepted")
+            done = report["devices"]["applied"] + report["devices"]["verified"]
+            return bool(done) and not any(report["devices"][state] for state in waiting)
+
+        await self._until(settled, _STEP_S, f"{event_id} to be carried out")
+        self.teller.catch_up(self.stack)
+
+    async def _until_devices(self, sns: list[str], condition: Callable[[dict[str, Any]], bool], what: str) -> None:
+        end = time.monotonic() + _STEP_S
+        while not all(condition(device) for device in (await self._ask_about(sns)).values()):
+            if time.monotonic() > end:
+                raise ExternalFault(f"Waited {_STEP_S:g} s in vain for {what}.")
+            await asyncio.sleep(0.2)
+
+    async def _until_at_default(self, sns: list[str], what: str) -> None:
+        await self._until_devices(sns, lambda device: device["settings"] == device["default_settings"], what)
+
+    async def _ask_about(self, sns: Iterable[str]) -> dict[str, Any]:
+        """What the simulator's dump says of these inverters."""
+        wanted = set(sns)
+        devices = (await self.stack.ask("/sim/dump"))["devices"]
+        return {sn: device for sn, device in devices.items() if sn in wanted}
+
+    async def _quiet(self) -> None:
+        """Until the topics say the same as the final reports (they are read one by one), then the simulator's dump."""
+
+        def same(event_id: str) -> bool:
+            report = self.stack.report(event_id)
+            return report is not None and len(self.stack.outcomes(event_id)) >= report["devices"]["targeted"]
+
+        with contextlib.suppress(ExternalFault):  # if it never comes, that is what the sums will say
+            await self._until(lambda: all(map(same, self.played)), 5, "the outcomes to be read")
+        self.dump = await self.stack.ask("/sim/dump")
+
+    def _closed(self, event_id: str) -> bool:
+        report = self.stack.report(event_id)
+        return report is not None and report["final"] and bool({3, 6, 7, 8, 10} & set(self._codes(event_id)))
+
+    def _codes(self, event_id: str) -> list[int]:
+        return [code for _, code in self.stack.codes(event_id)]
+
+    def _release(self, event_id: str) -> dict[str, int]:
+        report = self.stack.report(event_id)
+        return report["release"] if report else {"due": 0, "confirmed": 0, "pending": 0, "refused": 0}
+
+    def _devices(self) -> Iterable[tuple[str, dict[str, Any]]]:
+        devices: dict[str, dict[str, Any]] = self.dump["devices"]
+        return devices.items()
+
+    def _offline(self) -> list[str]:
+        """The SNs that were offline at the start."""
+        return [sn for sn, device in self._devices() if not device["online"]]
+
+    def _set_by_charge(self) -> list[str]:
+        """SNs that the charge has set, without those of the area that will be discharged."""
+        west = self._named({"areas": [AREA]})
+        rows = self.stack.outcomes(CHARGE).items()
+        return [sn for (sn, _), row in rows if row["state"] in ("applied", "verified") and sn not in west]
+
+    def _named(self, targets: dict[str, Any]) -> frozenset[str]:
+        return frozenset(device["sn"] for device in self._fleet if _is_named(device, targets))
+
+    def _gauge(self, worker: Child, name: str) -> int:
+        """The sum of a metric of a worker over its labels; 0 while it has none or does not answer."""
+        try:
+            lines = self.stack.metrics(worker).splitlines()
+        except OSError:
+            return 0
+        name = f"vpp_dispatch_{name}"
+        return int(sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name} ", f"{name}{{"))))
+
+    def _owned(self, worker: Child) -> int:
+        return self._gauge(worker, "owned_shards")
+
+
+def _is_named(device: dict[str, Any], targets: dict[str, Any]) -> bool:
+    groups, areas = targets.get("groups", ()), targets.get("areas", ())
+    return "all" in targets or device["area"] in areas or not set(groups).isdisjoint(device["groups"])
+
+
+def _clock(at: float) -> str:
+    return rfc3339(at)[11:19]

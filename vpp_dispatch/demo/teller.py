@@ -1,0 +1,99 @@
+"""Tells a person what happens in a run while it happens: one plain line each, good for a terminal and for a pipe."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, Final, TextIO
+
+from vpp_dispatch.demo.stack import Stack
+
+STATUS: Final = {
+    1: "received",
+    2: "started",
+    3: "completed",
+    6: "cancelled",
+    7: "superseded",
+    8: "completed_partially",
+    10: "no_participation",
+    252: "not_applicable",
+    253: "invalid",
+    254: "expired",
+}
+_COLOURS: Final = {"operator": "36", "service": "32", "fleet": "33", "fault": "31", "demo": "1"}
+_FOLLOW_S: Final = 0.2
+_PROGRESS_S: Final = 2.0
+"""A report comes every second; a line about an event that goes on comes at most this often."""
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """`1331 applied, 664 skipped`, without the zeros; `none` if all are zero."""
+    return ", ".join(f"{number} {name}" for name, number in counts.items() if number) or "none"
+
+
+def states_of(report: Mapping[str, Any]) -> str:
+    """The states of a report, and the reasons behind those that have some."""
+    parts = []
+    for state, number in report["devices"].items():
+        if state == "targeted" or not number:
+            continue
+        start = f"{state}."
+        why = [f"{name.removeprefix(start)} {n}" for name, n in report["reasons"].items() if name.startswith(start)]
+        parts.append(f"{number} {state}" + (f" ({', '.join(why)})" if why else ""))
+    return ", ".join(parts) or "none"
+
+
+class Teller:
+    """Writes lines `seconds since start, who, what`; colours only on a terminal."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = out or sys.stdout
+        self._colours = self._out.isatty()
+        self._started = time.monotonic()
+        self._responses = 0
+        self._told: dict[str, tuple[Any, float]] = {}
+
+    def say(self, who: str, what: str) -> None:
+        """One line. `who`: demo, operator, service, fleet or fault."""
+        name = f"{who:8}"
+        if self._colours:
+            name = f"\033[{_COLOURS[who]}m{name}\033[0m"
+        self.write(f"{time.monotonic() - self._started:6.1f} s  {name}  {what}")
+
+    def write(self, line: str = "") -> None:
+        """A line as it is."""
+        print(line, file=self._out, flush=True)
+
+    async def follow(self, stack: Stack) -> None:
+        """Tells responses and the progress of events as they arrive on the topics, until cancelled."""
+        while True:
+            self.catch_up(stack)
+            await asyncio.sleep(_FOLLOW_S)
+
+    def catch_up(self, stack: Stack) -> None:
+        """Tells what has arrived since the last call."""
+        responses = stack.responses()
+        for response in responses[self._responses :]:
+            reasons = f" ({', '.join(response['reasons'])})" if response["reasons"] else ""
+            name = f"{response['event_id']} r{response['revision']}"
+            self.say("service", f"response to {name}: {response['code']} {response['status']}{reasons}")
+        self._responses = len(responses)
+        for record in stack.records.get("dispatch.reports.v1", []):
+            if record.value:
+                self._told.setdefault(record.value["event_id"], (None, 0.0))
+        for event_id, (told, told_at) in self._told.items():
+            report = stack.report(event_id)
+            if report is None:
+                continue
+            news = (report["devices"], report["reasons"], report["release"], report["final"])
+            if news != told and (report["final"] or time.monotonic() - told_at >= _PROGRESS_S):
+                self._told[event_id] = (news, time.monotonic())
+                self.say("service", f"report on {event_id}: {_progress(report)}")
+
+
+def _progress(report: Mapping[str, Any]) -> str:
+    release = report["release"]
+    owed = f"; {release['confirmed']} of {release['due']} releases confirmed" if release["due"] else ""
+    return f"{report['state']}, {states_of(report)}{owed}" + (", final" if report["final"] else "")
