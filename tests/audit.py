@@ -213,21 +213,10 @@ _DONE = (frozenset({None}), frozenset({2, 3, 6, 7}))
 WORDS: dict[str, tuple[frozenset[str | None], frozenset[int]]] = {
     "skipped": (
         frozenset(
-            [
-                "unknown_target",
-                "not_in_table",
-                "not_registered",
-                "consent_missing",
-                "consent_stale",
-                "capability",
-                "offline",
-                "faulted",
-                "off_grid",
-                "soc",
-                "telemetry_stale",
-                "default_unknown",
-                "superseded",
-            ]
+            {
+                "unknown_target", "not_in_table", "not_registered", "consent_missing", "consent_stale", "capability",
+                "offline", "faulted", "off_grid", "soc", "telemetry_stale", "default_unknown", "superseded",
+            }
         ),
         frozenset({10}),
     ),
@@ -235,7 +224,7 @@ WORDS: dict[str, tuple[frozenset[str | None], frozenset[int]]] = {
     "rejected": (BY_GOODWE | {"consent_withdrawn", "removed", "released", "opted_out"}, frozenset({8})),
     **dict.fromkeys(("pending", "published", "accepted", "unconfirmed"), _UNSURE),
     **dict.fromkeys(("applied", "verified"), _DONE),
-}
+}  # fmt: skip
 ALONE, FINAL = frozenset({252, 253, 254}), frozenset({3, 7, 8, 10})
 
 Values = tuple[Any, ...]

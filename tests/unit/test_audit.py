@@ -156,7 +156,7 @@ class Run:
             "result_at": rfc3339(T0 + 2) if sent else None, "corrects": None,
         } | more  # fmt: skip
 
-    def set(
+    def command(
         self,
         sn: str,
         names: tuple[str, str],
@@ -208,10 +208,10 @@ class Run:
         self.add("query_result", sn, result, at + 1)
         return correlation_id
 
-    def release(self, sn: str, names: tuple[str, str], values: tuple[int, int], at: float) -> None:
-        """A release, answered, then read back."""
-        self.set(sn, names, values, at)
-        self.read(sn, names, values, at + 1.5)
+    def release(self, sn: str, names: tuple[str, str], values: tuple[int, int], at: float) -> str:
+        """A release, answered, then read back; returns the query's id."""
+        self.command(sn, names, values, at)
+        return self.read(sn, names, values, at + 1.5)
 
     # -- planting
 
@@ -220,18 +220,21 @@ class Run:
         assert found, f"nothing in {role} to plant on"
         return found[0]
 
-    def edit(self, role: str, match: Callable[[dict[str, Any]], bool], change: Callable[[dict[str, Any]], Any]) -> None:
+    def edit(
+        self, role: str, match: Callable[[dict[str, Any]], bool], change: Callable[[dict[str, Any]], object]
+    ) -> Record:
         """Changes the body of the first record that matches."""
         index = self.index(role, match)
-        record = self.records[role][index]
-        body = json.loads(record.value or b"")
+        body = json.loads(self.records[role][index].value or b"")
         change(body)
-        self.records[role][index] = replace(record, value=json.dumps(body).encode())
+        self.records[role][index] = changed = replace(self.records[role][index], value=json.dumps(body).encode())
+        return changed
 
-    def move(self, role: str, match: Callable[[dict[str, Any]], bool], at: float) -> None:
+    def move(self, role: str, match: Callable[[dict[str, Any]], bool], at: float) -> Record:
         """Changes the append time of the first record that matches."""
         index = self.index(role, match)
-        self.records[role][index] = replace(self.records[role][index], at=T0 + at)
+        self.records[role][index] = moved = replace(self.records[role][index], at=T0 + at)
+        return moved
 
     def drop(self, role: str, match: Callable[[dict[str, Any]], bool]) -> Record:
         return self.records[role].pop(self.index(role, match))
@@ -287,14 +290,14 @@ def correct_run() -> Run:
     run.response("dis", 2, 1, 180)
     run.response("dis", 2, 6, 180)
 
-    limits = {sn: run.set(sn, EXPORT, (1, 25) if sn == E else (1, 3000), 101) for sn in (A, B, C, E)}
-    run.set(A, EMS, (11, 2000), 101)
-    refused = run.set(B, EMS, (11, 2000), 101, code="1099")
-    away = run.set(D, EMS, (11, 2000), 101, code="1001")
+    limits = {sn: run.command(sn, EXPORT, (1, 25) if sn == E else (1, 3000), 101) for sn in (A, B, C, E)}
+    run.command(A, EMS, (11, 2000), 101)
+    refused = run.command(B, EMS, (11, 2000), 101, code="1099")
+    away = run.command(D, EMS, (11, 2000), 101, code="1001")
     told = [run.row("exp", sn, "export_limit", "applied", limits[sn], 3000) for sn in (A, B, C, E)]
     run.outcomes(told, 103)
-    discharge = run.set(A, EMS, (12, 1000), 151)
-    resumed = run.set(A, EMS, (11, 2000), 180.5)
+    discharge = run.command(A, EMS, (12, 1000), 151)
+    resumed = run.command(A, EMS, (11, 2000), 180.5)
     dis = [run.row("dis", A, "discharge", "applied", discharge, 1000)]
     run.outcomes(dis, 181)
     run.report("dis", 2, 1, 182, dis, final=True, due=0)
@@ -393,6 +396,11 @@ def _extra_set(run: Run) -> None:
     run.devices[C]["commands"].append(run.executed(C, correlation_id, "multi", parameters, "0"))
 
 
+def _outcomes_again(run: Run) -> None:
+    run.outcome_sequence = 0
+    run.outcomes([run.row("exp", C, "export_limit", "pending", response_code=1)], 104)
+
+
 def _falling_sequence(run: Run) -> None:
     run.drop("reports", event_is("exp", final=False))
     run.report("exp", 1, 7, 150, [], final=False, due=0)
@@ -449,19 +457,20 @@ REPORT: dict[str, Plant] = {
 
 PERMISSION: dict[str, Plant] = {
     "not in the registry": lambda run: run.add("registry", A, None, 160),
-    "never registered": lambda run: run.set(OUTSIDER, EMS, (11, 2000), 110),
+    "never registered": lambda run: run.command(OUTSIDER, EMS, (11, 2000), 110),
     "consent withdrawn": lambda run: run.devices[A].update(authorized=[[T0 - 1000, T0 + 160]]),
     "consent never given": lambda run: run.devices[A].update(authorized=[]),
-    "not targeted": lambda run: (run.set(C, EMS, (11, 2000), 110), run.release(C, EMS, AUTO, 120)),
+    "not targeted": lambda run: (run.command(C, EMS, (11, 2000), 110), run.release(C, EMS, AUTO, 120)),
     "no event on this actuator": lambda run: (
-        run.set(D, EXPORT, (1, 3000), 110),
+        run.command(D, EXPORT, (1, 3000), 110),
         run.release(D, EXPORT, NO_LIMIT, 120),
     ),
 }
 
 WINDOW: dict[str, Plant] = {
     "after the end": lambda run: (
-        run.move("multi_request", told(C, 1, 3000), 201.2) or run.move("multi_request", told(C, 0, 10000), 201.3)
+        run.move("multi_request", told(C, 1, 3000), 201.2),
+        run.move("multi_request", told(C, 0, 10000), 201.3),
     ),
     "before the start": lambda run: run.move("multi_request", told(C, 1, 3000), 99.9),
     "after the cancellation": lambda run: run.move("multi_request", told(A, 12, 1000), 182.5),
@@ -500,10 +509,7 @@ ORDER: dict[str, Plant] = {
 IDENTITY: dict[str, Plant] = {
     "a response with two contents": lambda run: run.response("exp", 1, 3, 208),
     "a report with two contents": lambda run: run.report("exp", 1, 1, 151, [], final=False, due=0),
-    "an outcomes message with two contents": lambda run: (
-        setattr(run, "outcome_sequence", 0),
-        run.outcomes([run.row("exp", C, "export_limit", "pending", response_code=1)], 104),
-    ),
+    "an outcomes message with two contents": _outcomes_again,
     "a report's sequence falls": _falling_sequence,
     "a correlation id with two contents": lambda run: run.add(
         "multi_request",
@@ -538,9 +544,12 @@ MESSAGE: dict[str, Plant] = {
     "a wrong key": lambda run: run.records["reports"].append(replace(run.records["reports"].pop(), key=b"chg")),
     "against the schema": lambda run: run.edit("reports", event_is("chg"), lambda b: b.update(mood="good")),
     "a reason that is not in the vocabulary": lambda run: (
-        run.edit("outcomes", sequence_is(4), lambda b: b["outcomes"][3].update(reason="because"))
-        or run.edit("reports", event_is("chg"), lambda b: b["reasons"].pop("skipped.unknown_target"))
-        or run.edit("reports", event_is("chg"), lambda b: b["reasons"].update({"skipped.because": 1}))
+        run.edit("outcomes", sequence_is(4), lambda b: b["outcomes"][3].update(reason="because")),
+        run.edit("reports", event_is("chg"), lambda b: b["reasons"].pop("skipped.unknown_target")),
+        run.edit("reports", event_is("chg"), lambda b: b["reasons"].update({"skipped.because": 1})),
+    ),
+    "an outcome against the schema": lambda run: run.edit(
+        "outcomes", sequence_is(4), lambda b: b["outcomes"][0].update(attempt=-1)
     ),
     "a command with a foreign key": lambda run: run.records["query_request"].append(
         replace(run.records["query_request"].pop(), key=b"9010KETU000W0003")
