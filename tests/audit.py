@@ -1453,8 +1453,20 @@ async def collect(
 
 async def _read(bootstrap_servers: str, roles: dict[str, str]) -> list[Record]:
     from aiokafka import AIOKafkaConsumer, TopicPartition
+    from aiokafka.admin import AIOKafkaAdminClient
 
     found: list[Record] = []
+    # Asked of the admin client: a consumer that has not subscribed knows partitions only by luck.
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    await admin.start()
+    try:
+        existing = sorted(set(await admin.list_topics()) & roles.keys())
+        described = await admin.describe_topics(existing) if existing else []
+    finally:
+        await admin.close()
+    partitions = [TopicPartition(t["topic"], p["partition"]) for t in described for p in t["partitions"]]
+    if not partitions:
+        return found
     consumer = AIOKafkaConsumer(
         bootstrap_servers=bootstrap_servers,
         group_id=None,
@@ -1465,15 +1477,6 @@ async def _read(bootstrap_servers: str, roles: dict[str, str]) -> list[Record]:
     )
     await consumer.start()
     try:
-        existing = await consumer.topics()
-        partitions = [
-            TopicPartition(topic, number)
-            for topic in roles
-            if topic in existing
-            for number in consumer.partitions_for_topic(topic) or ()
-        ]
-        if not partitions:
-            return found
         consumer.assign(partitions)
         ends = await consumer.end_offsets(partitions)
         await consumer.seek_to_beginning(*partitions)
