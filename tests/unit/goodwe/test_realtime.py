@@ -131,7 +131,6 @@ async def api(server: Server, password_file: Path) -> AsyncIterator[RealTimeApi]
         account="supplier",
         password_file=password_file,
         max_calls_per_s=0,
-        read_timeout_s=0.3,
         clock=lambda: AT_S,
     )
     yield made
@@ -221,7 +220,15 @@ class TestFaults:
             await api.rows("operation", [_sn(1)])
         assert len(server.calls) == realtime.ATTEMPTS
 
-    async def test_no_answer_in_time(self, server: Server, api: RealTimeApi) -> None:
+    async def test_no_answer_in_time(self, server: Server, password_file: Path) -> None:
+        api = RealTimeApi(
+            profile=load_profile("goodwe"),
+            base_url=await server.start(),
+            account="supplier",
+            password_file=password_file,
+            max_calls_per_s=0,
+            read_timeout_s=0.1,
+        )
         released = asyncio.Event()
 
         async def hang(request: web.Request, body: Any) -> web.StreamResponse:
@@ -232,6 +239,7 @@ class TestFaults:
         with pytest.raises(NotReachable, match="no answer in time"):
             await api.rows("operation", [_sn(1)])
         released.set()
+        await api.aclose()
 
     async def test_no_connection(self, server: Server, api: RealTimeApi) -> None:
         assert server.server is not None
