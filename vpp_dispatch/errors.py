@@ -1,12 +1,12 @@
 """The one tree of faults. Expected outcomes are values, never exceptions.
 
-    VppDispatchError
-    |-- ConfigurationError      settings or a profile say something impossible; never retried
-    |-- BadInput                bytes from outside that cannot be used; becomes a dead letter
-    |-- ExternalFault           somebody else's system failed us
-    |   |-- RateLimited         it asks us to wait; `retry_after_s` says how long, where known
-    |   `-- NotReachable        no answer, or none in time
-    `-- InvariantBroken         our own fault: the code has to change
+VppDispatchError
+|-- ConfigurationError      settings or a profile say something impossible; never retried
+|-- BadInput                bytes from outside that cannot be used; becomes a dead letter
+|-- ExternalFault           somebody else's system failed us
+|   |-- RateLimited         it asks us to wait; `retry_after_s` says how long, where known
+|   `-- NotReachable        no answer, or none in time
+`-- InvariantBroken         our own fault: the code has to change
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def internal_topics(settings: Settings) -> dict[str, tuple[int, dict[str, str]]]
 
 
 def operators_topics(settings: Settings) -> dict[str, tuple[int, dict[str, str]]]:
-    """Topics of our cluster that the operators' platform owns: name -> (partitions, configuration) for trying it out."""
+    """Topics of the operators' platform on our cluster: name -> (partitions, configuration) for trying it out."""
     t = settings.topics
     compacted = {"cleanup.policy": "compact"}
     wanted: dict[str, tuple[int, dict[str, str]]] = {}
@@ -111,7 +111,12 @@ async def prepare(settings: Settings, *, waiting: Callable[[list[str]], None]) -
                 return
             waiting(missing)
         except (KafkaError, OSError) as fault:
-            waiting([f"Kafka at {settings.kafka.bootstrap_servers} cannot be used ({fault!r}): start it, or set the address."])
+            waiting(
+                [
+                    f"Kafka at {settings.kafka.bootstrap_servers} cannot be used ({fault!r}): "
+                    "start it, or set the address."
+                ]
+            )
         finally:
             await admin.close()
         await asyncio.sleep(pause)
@@ -145,11 +150,17 @@ async def create_for_trying_out(settings: Settings) -> None:
             if not _missing(await existing(admin), wanted):
                 return
             await asyncio.sleep(0.05)
-        raise ConfigurationError("the topics that were just created got no leader within 10 s: look at the broker's log.")
+        raise ConfigurationError(
+            "the topics that were just created got no leader within 10 s: look at the broker's log."
+        )
     finally:
         await admin.close()
 
 
 def topics_missing(there: Mapping[str, int], names: Sequence[str]) -> list[str]:
     """Sentences about topics of GoodWe's that are missing."""
-    return [f"GoodWe's topic {name} does not exist: check the profile and the access." for name in names if name not in there]
+    return [
+        f"GoodWe's topic {name} does not exist: check the profile and the access."
+        for name in names
+        if name not in there
+    ]

@@ -90,7 +90,9 @@ async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, _Running]) -> _R
     return None
 
 
-async def _start(settings: Settings, metrics: Metrics, health: Health, log: Any, logging_config: dict[str, Any]) -> _Running:
+async def _start(
+    settings: Settings, metrics: Metrics, health: Health, log: Any, logging_config: dict[str, Any]
+) -> _Running:
     reasons: list[str] = []
 
     def waiting(sentences: list[str]) -> None:
@@ -176,7 +178,12 @@ class _Running:
             asyncio.create_task(coroutine, name=name)
             for name, coroutine in zip(
                 names,
-                [self._app(), self.synchroniser.consent_loop(), self.synchroniser.telemetry_loop(), *self.worker.loops()],
+                [
+                    self._app(),
+                    self.synchroniser.consent_loop(),
+                    self.synchroniser.telemetry_loop(),
+                    *self.worker.loops(),
+                ],
                 strict=True,
             )
         ]

@@ -15,7 +15,11 @@ async def test_a_dispatch_to_2000_inverters_adds_up(stack: Stack) -> None:
     now = time.time()
     await stack.send(
         stack.signal(
-            "dis-1", start_at=now + 5, end_at=now + 20, targets={"all": True}, controls=[{"kind": "discharge", "each_w": 1000}]
+            "dis-1",
+            start_at=now + 5,
+            end_at=now + 20,
+            targets={"all": True},
+            controls=[{"kind": "discharge", "each_w": 1000}],
         )
     )
     report = await stack.until_closed("dis-1", 90)

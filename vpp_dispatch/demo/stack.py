@@ -28,7 +28,6 @@ from vpp_dispatch import preflight
 from vpp_dispatch.errors import ExternalFault
 from vpp_dispatch.settings import Settings
 
-
 T = TypeVar("T")
 
 
@@ -57,7 +56,7 @@ class Child:
         self.name = name
         self.out = folder / f"{name}.log"
         with self.out.open("ab") as out:
-            self.process = subprocess.Popen(  # noqa: S603  our own interpreter and arguments
+            self.process = subprocess.Popen(
                 [sys.executable, "-m", *arguments],
                 env={**os.environ, **env},
                 stdout=out,
@@ -110,16 +109,16 @@ class Child:
 
 def get_json(url: str, timeout_s: float = 30.0) -> Any:
     """GET of a loopback URL; blocks."""
-    with urllib.request.urlopen(url, timeout=timeout_s) as answer:  # noqa: S310  loopback only
+    with urllib.request.urlopen(url, timeout=timeout_s) as answer:
         return json.loads(answer.read())
 
 
 def post_json(url: str, body: Any, timeout_s: float = 30.0) -> Any:
     """POST of a loopback URL; blocks."""
-    request = urllib.request.Request(  # noqa: S310  loopback only
+    request = urllib.request.Request(
         url, data=json.dumps(body).encode(), headers={"content-type": "application/json"}, method="POST"
     )
-    with urllib.request.urlopen(request, timeout=timeout_s) as answer:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=timeout_s) as answer:
         return json.loads(answer.read())
 
 
@@ -155,7 +154,11 @@ class Stack:
         """The built-in profile with this run's topic names."""
         text = (Path(__file__).parents[1] / "goodwe" / "profiles" / "goodwe.toml").read_text()
         path = self.folder / "profile.toml"
-        path.write_text(text.replace('"goodwe.control.', f'"{self.prefix}goodwe.control.').replace('"goodwe.query.', f'"{self.prefix}goodwe.query.'))
+        path.write_text(
+            text.replace('"goodwe.control.', f'"{self.prefix}goodwe.control.').replace(
+                '"goodwe.query.', f'"{self.prefix}goodwe.query.'
+            )
+        )
         return path
 
     @property
@@ -242,7 +245,9 @@ class Stack:
             {},
             self.folder,
         )
-        ready = await self.until(lambda: next((x for x in self._sim_lines() if x.get("ready")), None), 40, "the simulator")
+        ready = await self.until(
+            lambda: next((x for x in self._sim_lines() if x.get("ready")), None), 40, "the simulator"
+        )
         self.url = ready["url"]
 
     def _sim_lines(self) -> list[dict[str, Any]]:
@@ -286,7 +291,7 @@ class Stack:
 
     def metrics(self, worker: Child) -> str:
         """The metrics page of a worker."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port(worker)}/metrics", timeout=10) as answer:  # noqa: S310
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port(worker)}/metrics", timeout=10) as answer:
             return str(answer.read().decode())
 
     async def stop(self) -> None:
@@ -346,7 +351,15 @@ class Stack:
     # ------------------------------------------------------------------ reading
 
     async def _read(self) -> None:
-        topics = [self.prefix + name for name in ("dispatch.responses.v1", "dispatch.reports.v1", "dispatch.outcomes.v1", "dispatch.dead-letters.v1")]
+        topics = [
+            self.prefix + name
+            for name in (
+                "dispatch.responses.v1",
+                "dispatch.reports.v1",
+                "dispatch.outcomes.v1",
+                "dispatch.dead-letters.v1",
+            )
+        ]
         consumer = AIOKafkaConsumer(
             *topics, bootstrap_servers=self.bootstrap_servers, auto_offset_reset="earliest", enable_auto_commit=False
         )
@@ -377,7 +390,9 @@ class Stack:
 
     def report(self, event_id: str) -> dict[str, Any] | None:
         """The newest report of an event."""
-        found = [r.value for r in self.records.get("dispatch.reports.v1", []) if r.value and r.value["event_id"] == event_id]
+        found = [
+            r.value for r in self.records.get("dispatch.reports.v1", []) if r.value and r.value["event_id"] == event_id
+        ]
         return max(found, key=lambda v: v["sequence"]) if found else None
 
     def outcomes(self, event_id: str) -> dict[tuple[str, str], dict[str, Any]]:
@@ -407,10 +422,17 @@ class Stack:
 
     async def until_closed(self, event_id: str, timeout_s: float = 90) -> dict[str, Any]:
         """Waits for an event's final report, and its final response."""
+
         def closed() -> dict[str, Any] | None:
             report = self.report(event_id)
-            return report if report and report["final"] and {c for _, c in self.codes(event_id)} & {3, 6, 7, 8, 10} else None
+            return (
+                report
+                if report and report["final"] and {c for _, c in self.codes(event_id)} & {3, 6, 7, 8, 10}
+                else None
+            )
 
-        report = await self.until(closed, timeout_s, f"{event_id} to close: {self.codes(event_id)} {self.report(event_id)}")
+        report = await self.until(
+            closed, timeout_s, f"{event_id} to close: {self.codes(event_id)} {self.report(event_id)}"
+        )
         assert report is not None
         return report

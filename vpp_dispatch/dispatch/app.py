@@ -10,6 +10,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import faust
@@ -60,7 +61,10 @@ class Outlet:
 
     async def _send(self, topic: str, partition: int | None, message: Message) -> Awaitable[Any]:
         producer = self._app.producer
-        return await producer.send(topic, message.key, message.value, partition, None, message.headers)
+        delivery: Awaitable[Any] = await producer.send(
+            topic, message.key, message.value, partition, None, message.headers
+        )
+        return delivery
 
     async def publish(self, topic: str, messages: Sequence[Message], *, partition: int | None = None) -> None:
         """Publishes messages in their order and waits for all.
@@ -95,7 +99,9 @@ class Outlet:
             await self.write(self._topics.shard_inbox, [message], partition=shard)
             self._fault("shard-message")
         try:
-            for delivery in [await self._send(self._topics.shard_inbox, shard, message) for shard, message in items[1:]]:
+            for delivery in [
+                await self._send(self._topics.shard_inbox, shard, message) for shard, message in items[1:]
+            ]:
                 await delivery
         except Exception as fault:
             raise ExternalFault(f"shard inbox: not acknowledged: {fault!r}", reason="our_kafka") from fault
@@ -174,7 +180,9 @@ class Worker:
             log=log,
             fault=fault,
         )
-        self.coordinator = Coordinator(settings=settings, outlet=self.outlet, rows=self.events, metrics=metrics, log=log)
+        self.coordinator = Coordinator(
+            settings=settings, outlet=self.outlet, rows=self.events, metrics=metrics, log=log
+        )
         self.intake = Intake(settings=settings, metrics=metrics, log=log)
         self.coordinates = False  # this worker owns the event inbox
         self.running = False  # between recovery and revoke
@@ -280,7 +288,7 @@ class Worker:
                 message.value,
                 message.headers,
             )
-            await self._until_done("intake.signal", lambda outputs=outputs: self._pass_on(outputs))
+            await self._until_done("intake.signal", partial(self._pass_on, outputs))
             event.ack()
 
     async def _pass_on(self, outputs: Any) -> None:
@@ -293,7 +301,7 @@ class Worker:
         async for event in stream.noack().events():
             run = event.value
             messages, letters = self.intake.registry(event.message.partition, run)
-            await self._until_done("intake.registry", lambda m=messages, d=letters: self._register(m, d))
+            await self._until_done("intake.registry", partial(self._register, messages, letters))
             event.ack()
 
     async def _register(self, messages: Mapping[int, bytes], letters: Sequence[Message]) -> None:
@@ -312,22 +320,22 @@ class Worker:
                 if self._events_next is None or record.offset >= self._events_next:
                     messages.append((record.timestamp / 1000, inbox.decode(record.value or b"")))
             try:
-                await self._until_done("coordinator", lambda m=messages: self._coordinate(m), generation=generation)
-            except Exception:
+                await self._until_done("coordinator", partial(self._coordinate, messages), generation=generation)
+            except Exception:  # noqa: BLE001  told one by one below
                 # A fault of ours in one message must neither stop the stream nor take the others with it (R8).
                 await self._one_by_one(run, messages, generation)
             if generation == self._generation and self.running:
                 self._events_next = run[-1].offset + 1
 
     async def _one_by_one(self, run: Sequence[Any], messages: Sequence[Any], generation: int | None) -> None:
-        """The messages of a run alone; the one that fails becomes a dead letter and an error, which means: mend the code."""
+        """The messages of a run alone; the one that fails becomes a dead letter and an error: mend the code."""
         records = run[len(run) - len(messages) :]
         for record, message in zip(records, messages, strict=True):
             try:
-                await self._until_done("coordinator", lambda m=message: self._coordinate([m]), generation=generation)
+                await self._until_done("coordinator", partial(self._coordinate, [message]), generation=generation)
             except Exception as fault:
                 self.log.error("coordinator.failed", offset=record.offset, detail=repr(fault), exc_info=True)
-                await self._until_done("coordinator.bury", lambda r=record, f=fault: self._bury(r, f))
+                await self._until_done("coordinator.bury", partial(self._bury, record, fault))
 
     async def _bury(self, record: Any, fault: Exception) -> None:
         letter = dead_letter(

@@ -1,4 +1,4 @@
-"""The bytes of the two inboxes: msgpack, one tag and one value a message. Internal, versioned by their topics' names."""
+"""The bytes of the two inboxes: msgpack, one tag and one value a message. Internal; the topics tell the version."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Synchroniser:
         log: Any,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`leads`: whether this worker reads consent; `devices`: (SN, has a battery) of the devices to read telemetry of;
+        """`leads`: whether this worker reads consent; `devices`: (SN, has a battery) of whom telemetry is read;
         `share`: this worker's part of the rate, 0..1."""
         self.api = api
         self.consent_refresh_s = consent_refresh_s
