@@ -85,7 +85,8 @@ def _docker_answers() -> bool:
 
 def _in_docker() -> Iterator[Kafka]:
     # testcontainers' own KafkaContainer runs confluentinc's images only. The port is fixed beforehand, since the broker
-    # has to know, before it starts, what address to tell its clients.
+    # has to know, before it starts, what address to tell its clients. Inside it is the same, since the broker connects to
+    # itself by that address when it ends a transaction.
     from testcontainers.core.container import DockerContainer
     from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
@@ -95,7 +96,7 @@ def _in_docker() -> Iterator[Kafka]:
     settings = {
         "NODE_ID": "1",
         "PROCESS_ROLES": "broker,controller",
-        "LISTENERS": "PLAINTEXT://:9092,CONTROLLER://:9093",
+        "LISTENERS": f"PLAINTEXT://:{port},CONTROLLER://:9093",
         "ADVERTISED_LISTENERS": f"PLAINTEXT://127.0.0.1:{port}",
         "CONTROLLER_LISTENER_NAMES": "CONTROLLER",
         "CONTROLLER_QUORUM_VOTERS": "1@localhost:9093",
@@ -110,7 +111,7 @@ def _in_docker() -> Iterator[Kafka]:
         "GROUP_MIN_SESSION_TIMEOUT_MS": "1000",
         "MESSAGE_MAX_BYTES": str(8 * 1024 * 1024),
     }
-    container = DockerContainer(IMAGE).with_bind_ports(9092, port)
+    container = DockerContainer(IMAGE).with_bind_ports(port, port)
     for name, value in settings.items():
         container = container.with_env(f"KAFKA_{name}", value)
     with container.waiting_for(LogMessageWaitStrategy("Kafka Server started")):
