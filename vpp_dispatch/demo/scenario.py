@@ -25,6 +25,7 @@ from types import FrameType
 from typing import Any
 
 import click
+from aiokafka.errors import KafkaError
 
 from vpp_dispatch.demo.broker import Broker
 from vpp_dispatch.demo.plan import FEEDER, SHORTEST_S, Plan
@@ -111,8 +112,9 @@ async def _run(servers: str, prefix: str, folder: Path, teller: Teller, options:
             follower = asyncio.create_task(teller.follow(stack))
             await plan.play()
             faults = []
-        except VppDispatchError as error:
-            faults = [f"the plan could not be played to its end. {error}"]
+        except (VppDispatchError, KafkaError, OSError) as error:
+            why = str(error) if isinstance(error, VppDispatchError) else f"{type(error).__name__}: {error}"
+            faults = [f"the plan could not be played to its end. {why}"]
             if stack.simulator is not None and stack.simulator.running and stack.url.startswith("http"):
                 with contextlib.suppress(OSError):  # then the dump of the start has to do
                     plan.dump = await stack.ask("/sim/dump")
@@ -120,7 +122,7 @@ async def _run(servers: str, prefix: str, folder: Path, teller: Teller, options:
             follower.cancel()
             await asyncio.gather(follower, return_exceptions=True)
             teller.catch_up(stack)
-        if plan.dump:
+        if plan.played and plan.dump:
             teller.write("\nWhat was asked, and what happened")
             faults += add_up(plan, teller)
             save(plan)
