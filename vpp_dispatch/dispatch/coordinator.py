@@ -1,0 +1,609 @@
+"""The coordinator: signals and progress in, controls to the shards, responses and reports to the operators.
+
+What happens to an event is decided in `domain.event`. Here it becomes durable and goes out, in this order: rows, then
+responses, then messages to the shards; a report only after the row that reserves its sequence, a final response only
+after the final report. Everything may be done again after a crash: responses by their bytes in the row, shard messages
+by their content, reports under a new sequence.
+
+Rows of an event, all in partition 0, key `0|source/event_id|KIND|epoch`:
+
+    life            where it stands, and the answers to the revisions that count
+    counts          newest counts per shard
+    signal-REV      the accepted signal; written once, dropped at the close
+    answer-REV      the answer to a revision that was refused or replaced
+
+The epoch is in the key, so that a late row of a frozen worker never replaces a newer one. Recovery takes the highest;
+older rows are dropped once a newer one is delivered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from vpp_dispatch.dispatch import inbox
+from vpp_dispatch.dispatch.inbox import EventInput, ProgressReport, SignalReceived, SignalRefused
+from vpp_dispatch.domain.account import LATENCY_BUCKETS_S, Counts, Latency
+from vpp_dispatch.domain.answer import Refusal, Response
+from vpp_dispatch.domain.event import (
+    FINAL,
+    REPORT_EVERY_S,
+    Answer,
+    Event,
+    Reply,
+    Run,
+    Told,
+    Verdict,
+    objections,
+    selectors,
+)
+from vpp_dispatch.domain.inputs import Cancel, Close
+from vpp_dispatch.domain.report import report
+from vpp_dispatch.domain.signal import Action, Signal
+from vpp_dispatch.errors import ExternalFault
+from vpp_dispatch.observability.metrics import Metrics
+from vpp_dispatch.operators.envelope import Message
+from vpp_dispatch.operators.messages import decode_signal, encode_report, encode_response
+from vpp_dispatch.settings import ANY_SOURCE, Settings
+
+SEQUENCES = 32
+"""Report sequences that one write of a row reserves."""
+
+EXPIRE_EVERY_S = 60.0
+
+DROPS_PER_TICK = 500
+
+LIFE, COUNTS, SIGNAL, ANSWER = "life", "counts", "signal-", "answer-"
+"""Kinds of rows; the last two end with the revision."""
+
+
+class Outlet(Protocol):
+    """Our Kafka as the shell gives it; both raise ExternalFault unless everything was acknowledged."""
+
+    async def to_shards(self, messages: Mapping[int, bytes]) -> None: ...
+    async def publish(self, topic: str, messages: Sequence[Message]) -> None: ...
+
+
+class Rows(Protocol):
+    """The events table, partition 0; each write returns its delivery."""
+
+    def put(self, key: bytes, value: bytes) -> Awaitable[Any]: ...
+    def drop(self, key: bytes) -> Awaitable[Any]: ...
+
+
+class _Life(msgspec.Struct, kw_only=True):
+    source: str
+    event_id: str
+    answers: list[Answer]
+    run: Run | None
+    cancellation: int
+    reserved: int
+    report_due: bool
+    keep_until: float
+
+
+class _AnswerRow(msgspec.Struct, kw_only=True):
+    source: str
+    event_id: str
+    answer: Answer
+    keep_until: float
+
+
+class _ShardCounts(msgspec.Struct, array_like=True):
+    """Counts of one shard; latency buckets without the empty ones at the end."""
+
+    shard: int
+    epoch: int
+    sequence: int
+    states: tuple[int, ...]
+    reasons: dict[str, int]
+    numbers: tuple[int, ...]  # in the order of _NUMBERS
+    publish: tuple[list[int], float]
+    result: tuple[list[int], float]
+    settled: bool
+    closed: bool
+
+
+class _CountsRow(msgspec.Struct, kw_only=True):
+    revision: int
+    shards: list[_ShardCounts]
+
+
+_NUMBERS = (
+    "release_due", "release_confirmed", "release_refused", "requested_w", "allocated_w", "acknowledged_w", "published",
+    "retried", "duplicate_results", "late_results", "held_at_end", "won_at_end",
+)  # fmt: skip
+
+_pack = msgspec.msgpack.Encoder().encode
+_life = msgspec.msgpack.Decoder(_Life).decode
+_answer = msgspec.msgpack.Decoder(_AnswerRow).decode
+_counts = msgspec.msgpack.Decoder(_CountsRow).decode
+_signal = msgspec.msgpack.Decoder(Signal).decode
+_message = msgspec.msgpack.Decoder(Message).decode
+
+
+class Coordinator:
+    """All events, while this worker owns the event inbox. `handle` and `tick` never run at the same time."""
+
+    def __init__(self, *, settings: Settings, outlet: Outlet, rows: Rows, metrics: Metrics, log: Any) -> None:
+        self._settings = settings
+        self._outlet = outlet
+        self._rows = rows
+        self._metrics = metrics
+        self._log = log
+        self._sources = {*settings.signals.topics.values(), *settings.grants} - {ANY_SOURCE}
+        self.forget()
+
+    def forget(self) -> None:
+        """The ownership is lost: nothing of this state may be used again."""
+        self._epoch = 0
+        self._events: dict[str, Event] = {}
+        self._open: dict[str, Event] = {}  # those that are busy
+        self._signals: dict[str, Signal] = {}  # of the runs whose selectors are not out
+        self._keys: dict[str, dict[str, set[bytes]]] = {}  # event -> kind -> keys that stand in the table
+        self._drops: dict[bytes, None] = {}  # keys of rows that have to go, in order
+        self._done: set[tuple[str, int, int]] = set()  # signals of a `handle` that did not end
+        self._expire_at = 0.0
+        self._gauge_at = 0.0
+
+    # ------------------------------------------------------------------ takeover
+
+    def recover(self, rows: Mapping[bytes, bytes], epoch: int, now: float) -> None:
+        """Takes over: the state becomes what the rows say, each kind's highest epoch.
+
+        Args:
+            rows: the table, keys and values.
+            epoch: Kafka's generation; the epoch becomes higher than that of any row.
+            now: epoch seconds.
+        """
+        self.forget()
+        found: dict[str, dict[str, dict[int, bytes]]] = {}
+        for key in rows:
+            name, kind, row_epoch = _split(key)
+            found.setdefault(name, {}).setdefault(kind, {})[row_epoch] = key
+            epoch = max(epoch, row_epoch + 1)
+        self._epoch = epoch
+        for name, kinds in found.items():
+            self._keys[name] = {kind: set(by_epoch.values()) for kind, by_epoch in kinds.items()}
+            best = {kind: rows[by_epoch[max(by_epoch)]] for kind, by_epoch in kinds.items()}
+            try:
+                event = self._load(name, best)
+            except (msgspec.MsgspecError, ValueError) as fault:
+                # Kept as it is: a version that can read it may come back.
+                self._log.error("event.unreadable", event=name, detail=f"its rows cannot be read: {fault!r}")
+                continue
+            if event is None:
+                self._drop_all(name)
+            else:
+                self._events[name] = event
+                if event.busy:
+                    self._open[name] = event
+        self._expire_at = now + EXPIRE_EVERY_S
+        self._log.info("events.recovered", events=len(self._events), open=len(self._open), epoch=epoch)
+
+    def _load(self, name: str, rows: Mapping[str, bytes]) -> Event | None:
+        event: Event | None = None
+        for kind, value in rows.items():
+            if kind.startswith(ANSWER):
+                row = _answer(value)
+                event = event or Event(source=row.source, event_id=row.event_id)
+                event.answers[row.answer.revision] = row.answer
+                event.keep_until = max(event.keep_until, row.keep_until)
+                for reply in row.answer.replies:
+                    reply.told = True  # if not, its signal is read again
+        if LIFE in rows:
+            life = _life(rows[LIFE])
+            event = event or Event(source=life.source, event_id=life.event_id)
+            event.answers.update({answer.revision: answer for answer in life.answers})
+            event.run, event.cancellation = life.run, life.cancellation
+            event.sequence = event.reserved = life.reserved
+            event.report_due = life.report_due
+            event.keep_until = max(event.keep_until, life.keep_until)
+            for answer in sorted(life.answers, key=lambda answer: answer.revision):
+                event.untold.extend((answer, reply) for reply in answer.replies if not reply.told)
+        if event is None or event.run is None:
+            return event
+        run = event.run
+        if COUNTS in rows:
+            counts = _counts(rows[COUNTS])
+            if counts.revision == run.revision:
+                event.told = {shard.shard: _told(shard) for shard in counts.shards}
+        if run.state != "closed":
+            event.dirty = True  # under this epoch, so that no late row of an older one can take its place
+            event.report_due = event.report_due or bool(event.told)  # the last report may be lost
+            signal = rows.get(f"{SIGNAL}{run.revision}")
+            if signal is not None and not run.sent:
+                self._signals[name] = _signal(signal)
+        return event
+
+    # ------------------------------------------------------------------ the inbox
+
+    async def handle(self, messages: Sequence[tuple[float, EventInput]], now: float) -> None:
+        """Handles one fetch of the event inbox; when it returns, all its effects are delivered.
+
+        May be called again with the same messages and changes nothing twice.
+
+        Args:
+            messages: when the broker appended each, in epoch seconds, and the message.
+            now: epoch seconds.
+
+        Raises:
+            ExternalFault: something was not acknowledged; call it again with the same messages.
+        """
+        touched: dict[str, Event] = {}
+        for at, message in messages:
+            if isinstance(message, ProgressReport):
+                for progress in message.progress:
+                    event = self._events.get(progress.event)
+                    if event is not None:
+                        event.take(progress)
+                        touched[progress.event] = event
+                continue
+            origin = (message.origin.topic, message.origin.partition, message.origin.offset)
+            if origin not in self._done:
+                await (self._received if isinstance(message, SignalReceived) else self._refused)(message, at, now)
+                self._done.add(origin)
+        for name, event in touched.items():
+            if event.busy:
+                self._open[name] = event
+            await self._save(event)
+        self._done.clear()
+
+    async def _received(self, message: Any, at: float, now: float) -> None:
+        signal = decode_signal(message.body)
+        if isinstance(signal, Refusal):
+            # Intake could read it: it is of another version.
+            await self._unread(message, signal, at, now)
+            return
+        event = await self._event(signal.source, signal.event_id, now)
+        if event is None:
+            return
+        grant = self._settings.grant_of(signal.source)
+        known = event.run is not None and signal.action is Action.CANCEL
+        verdict = event.receive(
+            signal,
+            at=at,
+            now=now,
+            longest_s=self._settings.dispatch.longest_event_s,
+            # Whoever could start it may end it, also after the grant is gone.
+            objections=tuple(word for word in objections(signal, grant) if not (known and word == "not_granted")),
+            traceparent=message.traceparent,
+        )
+        if verdict is Verdict.ACCEPTED and signal.action is Action.DISPATCH:
+            self._signals[event.key] = signal
+        await self._decided(event, signal.revision, signal.action.value, verdict, now)
+
+    async def _unread(self, message: SignalReceived, refusal: Refusal, at: float, now: float) -> None:
+        identity = refusal.identity
+        if identity is None or identity.source != message.source:
+            self._metrics.signals.add(source=self._label(message.source), action="unknown", verdict=refusal.reason)
+            self._log.error("signal.unreadable", source=message.source, reason=refusal.reason, detail=refusal.detail)
+            return
+        refused = SignalRefused(
+            origin=message.origin,
+            source=identity.source,
+            event_id=identity.event_id,
+            revision=identity.revision,
+            reason=refusal.reason,
+            detail=refusal.detail,
+            traceparent=message.traceparent,
+        )
+        await self._refused(refused, at, now)
+
+    async def _refused(self, message: Any, at: float, now: float) -> None:
+        event = await self._event(message.source, message.event_id, now)
+        if event is None:
+            return
+        verdict = event.refuse_unread(message.revision, reason=message.reason, at=at, traceparent=message.traceparent)
+        await self._decided(event, message.revision, "unknown", verdict, now, detail=message.detail)
+
+    async def _event(self, source: str, event_id: str, now: float) -> Event | None:
+        """The event of a signal, with everything that it owed before delivered."""
+        name = f"{source}/{event_id}"
+        event = self._events.get(name) or Event(source=source, event_id=event_id)
+        if event.source != source:
+            # `a/b` + `c` and `a` + `b/c` spell one name; the second must not touch the first one's event (R9).
+            self._metrics.signals.add(source=self._label(source), action="unknown", verdict="ambiguous_name")
+            self._log.error("signal.ambiguous", source=source, event_id=event_id, taken_by=event.source)
+            return None
+        if event.busy:
+            await self._deliver(event, now)
+            run = event.run
+            if run is not None and run.state == "closed" and event.report_due:
+                await self._report(event, now)
+        return event
+
+    async def _decided(
+        self, event: Event, revision: int, action: str, verdict: Verdict, now: float, detail: str | None = None
+    ) -> None:
+        answer = event.answers.get(revision)
+        replies = [] if answer is None else [reply for _, reply in event.untold if reply in answer.replies]
+        reasons = [word for reply in replies for word in reply.reasons]
+        word = reasons[0] if verdict is Verdict.REFUSED and reasons else verdict.value
+        self._metrics.signals.add(source=self._label(event.source), action=action, verdict=word)
+        self._log.info(
+            f"signal.{'stale' if verdict is Verdict.STALE else verdict.value}",
+            source=event.source,
+            event_id=event.event_id,
+            revision=revision,
+            action=action,
+            reasons=reasons,
+            **({} if detail is None else {"detail": detail}),
+        )
+        self._events[event.key] = event
+        self._open[event.key] = event
+        await self._deliver(event, now)
+
+    def _label(self, source: str) -> str:
+        """The source as a metric's label: one that is configured, so that there is an end to them."""
+        return source if source in self._sources else ANY_SOURCE
+
+    # ------------------------------------------------------------------ time
+
+    async def tick(self, now: float) -> None:
+        """Lets time pass: starts, closes, reports, sends what a row says is not sent, drops rows that are over.
+
+        Raises:
+            ExternalFault: something was not acknowledged; the next tick does it again.
+        """
+        for name, event in list(self._open.items()):
+            try:
+                await self._advance(event, now)
+            except ExternalFault:
+                # The others are first at the next tick, should it be this event's fault.
+                self._open[name] = self._open.pop(name)
+                raise
+            if not event.busy:
+                del self._open[name]
+        self._expire(now)
+        await self._drop_some()
+        if now >= self._gauge_at:
+            self._gauge_at = now + 1.0
+            states = dict.fromkeys(("scheduled", "active", "ending"), 0.0)
+            for event in self._open.values():
+                if event.run is not None and event.run.state != "closed":
+                    states[event.run.state] += 1
+            self._metrics.events.set_all(states)
+
+    async def _advance(self, event: Event, now: float) -> None:
+        event.dirty = event.dirty or event.lazy
+        await self._deliver(event, now)
+        happened = event.advance(now, grace_s=self._settings.dispatch.settle_grace_s)
+        if happened:
+            await self._deliver(event, now)
+        if event.report_due and now >= event.reported_at + REPORT_EVERY_S:
+            await self._report(event, now)
+        for what in happened:
+            self._tell_log(event, what)
+
+    def _tell_log(self, event: Event, what: str) -> None:
+        run = event.run
+        assert run is not None
+        told = {"source": event.source, "event_id": event.event_id, "revision": run.revision}
+        if what == "closed":
+            code = next((r.code for r in event.answers[run.revision].replies if r.code in FINAL), 6)
+            missing = [s for s in run.expected if s not in event.told or not event.told[s].counts.closed]
+            self._log.info("event.closed", code=code, sequence=event.sequence, missing=missing, **told)
+        else:
+            self._log.info(f"event.{what}", **told)
+
+    def _expire(self, now: float) -> None:
+        if now < self._expire_at:
+            return
+        self._expire_at = now + EXPIRE_EVERY_S
+        for name, event in list(self._events.items()):
+            if event.keep_until < now and not event.busy:
+                del self._events[name]
+                self._drop_all(name)
+
+    def _drop_all(self, name: str) -> None:
+        for keys in self._keys.pop(name, {}).values():
+            self._drops.update(dict.fromkeys(keys))
+
+    async def _drop_some(self) -> None:
+        for key in list(self._drops)[:DROPS_PER_TICK]:
+            await self._acknowledged(self._rows.drop(key))
+            del self._drops[key]
+
+    # ------------------------------------------------------------------ out
+
+    async def _deliver(self, event: Event, now: float) -> None:
+        """Brings out what the event owes, in order: rows, responses, messages to the shards."""
+        await self._save(event)
+        await self._respond(event)
+        await self._control(event)
+
+    async def _respond(self, event: Event) -> None:
+        topic = self._settings.responses_topic(event.source)
+        for entry in list(event.untold):
+            answer, reply = entry
+            if reply.code in FINAL and event.report_due:
+                continue  # the final report goes first
+            await self._outlet.publish(topic, [_message(self._wire(event, answer, reply))])
+            self._metrics.responses.add(code=str(reply.code))
+            reply.told = True
+            event.untold = [other for other in event.untold if other is not entry]
+            event.lazy = event.lazy or answer.revision in event.live
+
+    @staticmethod
+    def _wire(event: Event, answer: Answer, reply: Reply) -> bytes:
+        """The bytes of a response, made once: they stand in the row before they go out (R1)."""
+        if not reply.wire:
+            response = Response(
+                event_id=event.event_id,
+                source=event.source,
+                revision=answer.revision,
+                code=reply.code,
+                at=reply.at,
+                reasons=reply.reasons,
+            )
+            reply.wire = _pack(encode_response(response, traceparent=answer.traceparent))
+        return reply.wire
+
+    async def _control(self, event: Event) -> None:
+        run = event.run
+        if run is None or run.state == "closed":
+            return
+        if not run.sent:
+            signal = self._signals.get(event.key)
+            if signal is None:
+                self._log.error("event.signal_missing", event_id=event.event_id, source=event.source)
+            else:
+                by_shard = selectors(signal, run)
+                # Shards without named devices share one selector, and so its bytes.
+                encoded = {id(selector): selector for selector in by_shard.values()}
+                values = {key: inbox.encode(selector) for key, selector in encoded.items()}
+                await self._outlet.to_shards({shard: values[id(s)] for shard, s in by_shard.items()})
+                del self._signals[event.key]
+            run.sent = event.lazy = True
+        if run.cancelled_at is not None and not run.cancel_sent:
+            value = inbox.encode(Cancel(event=event.key, revision=run.revision, at=run.cancelled_at))
+            await self._outlet.to_shards(dict.fromkeys(run.expected, value))
+            run.cancel_sent = event.lazy = True
+        if run.closing_at is not None and not run.close_sent:
+            value = inbox.encode(Close(event=event.key, revision=run.revision, at=run.closing_at))
+            await self._outlet.to_shards(dict.fromkeys(run.expected, value))
+            run.close_sent = event.lazy = True
+
+    async def _report(self, event: Event, now: float) -> None:
+        """Publishes a report under a sequence that no other report has, then the final response if it waited for it."""
+        run = event.run
+        assert run is not None
+        event.dirty = event.dirty or event.sequence >= event.reserved
+        await self._save(event)
+        event.sequence += 1
+        final = run.state == "closed"
+        message = encode_report(
+            report(
+                event_id=event.event_id,
+                source=event.source,
+                revision=run.revision if run.cancelled_at is None else event.cancellation,
+                sequence=event.sequence,
+                state=run.state,
+                at=now,
+                counts=event.counts,
+                expected=run.expected,
+                watts=run.watts,
+            ),
+            traceparent=event.answers[run.revision].traceparent,
+        )
+        await self._outlet.publish(self._settings.reports_topic(event.source), [message])
+        self._metrics.reports.add(final="true" if final else "false")
+        event.report_due = False
+        event.reported_at = now
+        event.lazy = event.lazy or final
+        await self._respond(event)
+
+    # ------------------------------------------------------------------ rows
+
+    async def _save(self, event: Event) -> None:
+        """Writes the rows that have changed: first what the row of the event's life relies on."""
+        for answer, reply in event.untold:
+            self._wire(event, answer, reply)
+        run = event.run
+        signal = self._signals.get(event.key)
+        if run is not None and signal is not None and f"{SIGNAL}{run.revision}" not in self._keys.get(event.key, {}):
+            await self._put(event.key, f"{SIGNAL}{run.revision}", _pack(signal))
+        for revision in sorted(event.dirty_answers):
+            row = _AnswerRow(
+                source=event.source,
+                event_id=event.event_id,
+                answer=event.answers[revision],
+                keep_until=event.keep_until,
+            )
+            await self._put(event.key, f"{ANSWER}{revision}", _pack(row))
+            event.dirty_answers.discard(revision)
+        if event.dirty_counts and run is not None:
+            counts = _CountsRow(revision=run.revision, shards=[_flat(s, told) for s, told in event.told.items()])
+            await self._put(event.key, COUNTS, _pack(counts))
+            event.dirty_counts = False
+        if event.dirty:
+            if run is not None and event.sequence >= event.reserved:
+                event.reserved = event.sequence + SEQUENCES
+            life = _Life(
+                source=event.source,
+                event_id=event.event_id,
+                answers=[event.answers[revision] for revision in sorted(event.live)],
+                run=run,
+                cancellation=event.cancellation,
+                reserved=event.reserved,
+                report_due=event.report_due,
+                keep_until=event.keep_until,
+            )
+            await self._put(event.key, LIFE, _pack(life))
+            event.dirty = event.lazy = False
+            self._drop_signals(event)
+
+    def _drop_signals(self, event: Event) -> None:
+        """The signals of revisions that no selector is made of any more."""
+        run = event.run
+        needed = "" if run is None or run.state == "closed" else f"{SIGNAL}{run.revision}"
+        kinds = self._keys.get(event.key, {})
+        for kind in [kind for kind in kinds if kind.startswith(SIGNAL) and kind != needed]:
+            self._drops.update(dict.fromkeys(kinds.pop(kind)))
+
+    async def _put(self, name: str, kind: str, value: bytes) -> None:
+        key = f"0|{name}|{kind}|{self._epoch}".encode()
+        self._drops.pop(key, None)  # the event came back after it had expired
+        await self._acknowledged(self._rows.put(key, value))
+        keys = self._keys.setdefault(name, {})
+        self._drops.update(dict.fromkeys(keys.get(kind, set()) - {key}))
+        keys[kind] = {key}
+
+    @staticmethod
+    async def _acknowledged(delivery: Awaitable[Any]) -> None:
+        try:
+            await delivery
+        except ExternalFault:
+            raise
+        except Exception as fault:
+            raise ExternalFault(f"an event's row was not acknowledged: {fault!r}", reason="our_kafka") from fault
+
+
+def _split(key: bytes) -> tuple[str, str, int]:
+    """(event, kind, epoch) of a row's key; an event's name may hold anything, so the key is read from its end."""
+    name, kind, epoch = key.decode().split("|", 1)[1].rsplit("|", 2)
+    return name, kind, int(epoch)
+
+
+def _flat(shard: int, told: Told) -> _ShardCounts:
+    counts = told.counts
+    return _ShardCounts(
+        shard,
+        told.epoch,
+        told.sequence,
+        counts.states,
+        counts.reasons,
+        tuple(getattr(counts, name) for name in _NUMBERS),
+        _trimmed(counts.publish_latency),
+        _trimmed(counts.result_latency),
+        counts.settled,
+        counts.closed,
+    )
+
+
+def _told(flat: _ShardCounts) -> Told:
+    counts = Counts(
+        states=flat.states,
+        reasons=flat.reasons,
+        publish_latency=_whole(*flat.publish),
+        result_latency=_whole(*flat.result),
+        settled=flat.settled,
+        closed=flat.closed,
+        **dict(zip(_NUMBERS, flat.numbers, strict=True)),
+    )
+    return Told(epoch=flat.epoch, sequence=flat.sequence, counts=counts)
+
+
+def _trimmed(latency: Latency) -> tuple[list[int], float]:
+    counts = list(latency.counts)
+    while counts and not counts[-1]:
+        counts.pop()
+    return counts, latency.max_s
+
+
+def _whole(counts: list[int], max_s: float) -> Latency:
+    missing = len(LATENCY_BUCKETS_S) + 1 - len(counts)
+    return Latency(counts=(*counts, *(0,) * missing), max_s=max_s)
