@@ -217,9 +217,9 @@ class RealTimeApi:
             return {"soc": sentinels.get("soc")} | nothing
         soc = float(inverters.soc[row])
         voltage = 350 + 0.6 * soc
-        power_w = flows.battery_w[position] if online else 0.0
+        power_w = float(flows.battery_w[position]) if online else 0.0
         limit_a = round(float(inverters.battery_limit_w[row]) / voltage, 1)
-        full, empty = soc >= inverters.max_soc[row], soc <= inverters.min_soc[row]
+        full, empty = soc >= float(inverters.max_soc[row]), soc <= float(inverters.min_soc[row])
         return {
             "soc": round(soc, 1),
             "soh": 98,
