@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
 import time
 import tomllib
 from collections.abc import AsyncIterator, Callable
@@ -171,7 +173,9 @@ async def _publish(link: Link, prepared: Any, give_up_after_s: float = 5) -> Non
 class TestOut:
     async def test_commands_arrive_once_where_the_default_partitioner_would_put_them(self, side: Side) -> None:
         link = await side.started()
-        rows = [(int(kind), _sn(n), 1, 500) for n in range(100) for kind in (Actuator.EMS, Actuator.EXPORT, Actuator.ACTIVE)]
+        rows = [
+            (int(kind), _sn(n), 1, 500) for n in range(100) for kind in (Actuator.EMS, Actuator.EXPORT, Actuator.ACTIVE)
+        ]
         rows += [(Actuator.EMS | QUERY_BIT, _sn(n), 0, 0) for n in range(100)]
         prepared = link.prepare(commands(rows))
         now = time.time()
@@ -204,6 +208,18 @@ class TestOut:
         rows = [(Actuator.EMS, _sn(1), 12, 1), (Actuator.EMS, "no sn", 12, 1)]
         await _publish(link, link.prepare(commands(rows)))
         assert [r.key for r in await side.read("multi_request")] == [_sn(1).encode()]
+
+    async def test_r28_a_connection_is_reset_when_it_closes(self, side: Side) -> None:
+        """Else the system delivers what is in its buffers, long after the batch was given up."""
+        link = await side.started()
+        await _publish(link, _batch(link, 1))
+        assert link._producer is not None
+        connections = list(link._producer.client._conns.values())
+        assert connections
+        for connection in connections:
+            sock = connection._writer.get_extra_info("socket")
+            assert struct.unpack("ii", sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)) == (1, 0)
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 2000
 
     async def test_no_time_left_means_nothing_is_sent(self, side: Side) -> None:
         link = await side.started()

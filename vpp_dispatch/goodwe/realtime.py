@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import random
+import re
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -478,7 +479,7 @@ def _retry_after_s(text: str | None, now: float) -> float | None:
     """Seconds of a Retry-After header, which is a number or an HTTP date; None if it is absent or neither."""
     if text is None:
         return None
-    if text.strip().isdecimal():
+    if re.fullmatch(r"\s*[0-9]+(\.[0-9]+)?\s*", text):
         return min(float(text), LONGEST_WAIT_S)
     try:
         at = email.utils.parsedate_to_datetime(text).timestamp()

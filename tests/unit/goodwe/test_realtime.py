@@ -282,6 +282,8 @@ class TestRate:
         [
             (lambda: web.Response(status=429, headers={"Retry-After": "120"}), 120.0),
             (lambda: web.Response(status=429), 300.0),
+            (lambda: web.Response(status=429, headers={"Retry-After": "90.5"}), 90.5),
+            (lambda: web.Response(status=429, headers={"Retry-After": "nan"}), 300.0),
             (lambda: _answer(None, "GY0429"), 300.0),
             (lambda: web.Response(status=429, headers={"Retry-After": "soon"}), 300.0),
             (lambda: web.Response(status=429, headers={"Retry-After": "9" * 400}), 3600.0),
