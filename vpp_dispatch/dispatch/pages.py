@@ -52,7 +52,6 @@ class _Event(msgspec.Struct, array_like=True):
 
 class _Head(msgspec.Struct, array_like=True):
     consent_at: float
-    next_slot: int
     closed: dict[str, tuple[int, float]]
 
 
@@ -127,7 +126,7 @@ def snapshot(book: Book, kept: dict[PageName, set[bytes]], offset: int | None) -
         shot.drops.extend(kept.pop((page_of_event(event, revision), "event"), ()))
     book.dropped.clear()
     if book.head_dirty:
-        put("0", "head", _pack(_Head(book.roster.consent_at, book.next_slot, book.closed)))
+        put("0", "head", _pack(_Head(book.roster.consent_at, book.closed)))
         book.head_dirty = False
     book.published_news = False
     return shot
@@ -187,7 +186,7 @@ def load(book: Book, found: Mapping[PageName, Mapping[int, bytes]], rows: Mappin
         offset, body = _OFFSET.unpack_from(value)[0], value[_OFFSET.size :]
         if kind == "head":
             head = _head.decode(body)
-            book.roster.consent_at, book.next_slot, book.closed = head.consent_at, head.next_slot, head.closed
+            book.roster.consent_at, book.closed = head.consent_at, head.closed
         elif kind != "devices" and kind != "event":
             actuator = Actuator[kind.upper()]
             columns = np.frombuffer(body, SETPOINT)
@@ -202,11 +201,26 @@ def load(book: Book, found: Mapping[PageName, Mapping[int, bytes]], rows: Mappin
                 book.dropped.add((selector.event, selector.revision))  # a late row of an event that is over
                 continue
             book.memberships[selector.event, selector.revision] = membership
-            book.next_slot = max(book.next_slot, membership.slot + 1)
+    _replace_older(book)
     book.registry_defaults(range(len(book.roster)))
     for setpoints in book.setpoints.values():
         setpoints.taken_over(now)
     return kept
+
+
+def _replace_older(book: Book) -> None:
+    """An older revision may be back by a row that was written late, or never deleted, from before it was replaced."""
+    newest: dict[str, Membership] = {}
+    for membership in book.memberships.values():
+        selector = membership.selector
+        if selector.event not in newest or newest[selector.event].selector.revision < selector.revision:
+            newest[selector.event] = membership
+    for membership in book.memberships.values():
+        heir = newest[membership.selector.event]
+        if heir is not membership and not membership.replaced:
+            membership.replace(by=heir.selector, now=0.0)
+            if heir.cancelled:
+                membership.end_at = min(membership.end_at, heir.end_at)
 
 
 def _load_devices(book: Book, page: int, saved_: _Devices) -> None:

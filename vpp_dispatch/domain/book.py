@@ -6,6 +6,7 @@ supersede, resume, release, retry, restart and coming back online are this one m
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -82,7 +83,6 @@ class Book:
         }
         self.memberships: dict[tuple[str, int], Membership] = {}
         self.closed: dict[str, tuple[int, float]] = {}  # event -> (revision, forget at)
-        self.next_slot = 1
         self.progress_sequence = 0
         self.outcome_count = 0
         self.now = 0.0
@@ -166,16 +166,20 @@ class Book:
             return
         for (key, _), older in self.memberships.items():
             if key == event and not older.replaced:
-                # It goes on holding until its successor has decided (R2, R13), and has nothing to tell any more.
-                older.end_at = min(older.end_at, max(selector.start_at, now))
-                older.replaced = older.dirty = True
-        membership = Membership(slot=self.next_slot, selector=selector)
-        self.next_slot += 1
-        self.head_dirty = True
+                older.replace(by=selector, now=now)
+        membership = Membership(slot=self._slot(event, selector.revision), selector=selector)
         membership.resolve(*self.roster.members(selector.targets))
         self.memberships[event, selector.revision] = membership
         if selector.test:
             self._judge(membership, now)
+
+    def _slot(self, event: str, revision: int) -> int:
+        """The number of a revision in the setpoints' `owner`: a hash, so that rows of different epochs, and a replay
+        of what was saved in part, mean the same event by it."""
+        slot = int.from_bytes(hashlib.blake2b(f"{event}\0{revision}".encode(), digest_size=4).digest()) or 1
+        while self._at_slot(slot) is not None:
+            slot = slot % 0xFFFFFFFF + 1
+        return slot
 
     def _judge(self, membership: Membership, now: float) -> None:
         """A test is judged once, as if it ran now; it holds nothing (R6)."""
@@ -193,6 +197,10 @@ class Book:
         if membership is not None and not membership.cancelled and not membership.closed_at:
             membership.end_at = min(membership.end_at, cancel.at)
             membership.cancelled = membership.dirty = membership.news = True
+            for (event, revision), older in self.memberships.items():
+                if event == cancel.event and revision < cancel.revision and older.end_at > cancel.at:
+                    older.end_at = cancel.at  # it held until its successor's start, which never comes
+                    older.dirty = True
 
     def _close(self, close: Close, now: float) -> None:
         membership = self.memberships.get((close.event, close.revision))
@@ -307,6 +315,13 @@ class Book:
 
     def _at_slot(self, slot: int) -> Membership | None:
         return next((m for m in self.memberships.values() if m.slot == slot), None)
+
+    def _heir(self, membership: Membership | None) -> Membership | None:
+        """The newest revision of a membership's event: a replaced one tells nothing any more, its releases included."""
+        if membership is None or not membership.replaced:
+            return membership
+        event = membership.selector.event
+        return self.memberships[event, max(revision for key, revision in self.memberships if key == event)]
 
     def _releases(self, setpoints: Setpoints, rows: Rows, outcome: int) -> None:
         """Writes what became of releases to the event that owes them."""
@@ -438,8 +453,9 @@ class Book:
             held=held, first=first, second=second, owner=owner, end_at=end_at, priority=priority, now=now
         )
         for slot, rows in _by_owner(setpoints.columns["owner"][released], released):
-            membership = self._at_slot(slot)
+            membership = self._heir(self._at_slot(slot))
             if membership is not None:
+                setpoints.columns["owner"][rows] = membership.slot
                 for part in membership.parts:
                     if part.control.actuator is actuator:
                         part.members["release"][np.isin(part.members["row"], rows)] = RELEASE_DUE
@@ -451,6 +467,11 @@ class Book:
                     taken = (m["release"] == RELEASE_DUE) & held[m["row"]]
                     if taken.any():  # somebody else holds it now, and owes the release (R34)
                         m["release"][taken] = NO_RELEASE
+                        membership.dirty = membership.news = True
+                    paid = (m["release"] == RELEASE_DUE) & ~setpoints.columns["armed"][m["row"]]
+                    if paid.any():  # by a release that the books of a worker that died had down to another event
+                        refused = setpoints.columns["refused"][m["row"]]
+                        m["release"][paid] = np.where(refused, RELEASE_REFUSED, RELEASE_CONFIRMED)[paid]
                         membership.dirty = membership.news = True
 
     def _pair(self, control: Control) -> tuple[int, int]:

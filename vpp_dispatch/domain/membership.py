@@ -127,6 +127,11 @@ class Membership:
         self.told_strangers = np.zeros(len(strangers), STRANGER)
         self.dirty = self.news = True
 
+    def replace(self, *, by: Selector, now: float) -> None:
+        """A newer revision is known: this one holds until that has decided (R2, R13), and tells nothing any more."""
+        self.end_at = min(self.end_at, max(by.start_at, now))
+        self.replaced = self.dirty = True
+
     # ------------------------------------------------------------------ what stands behind a member
 
     def observe(self, part: Part, setpoints: Setpoints, now: float) -> None:
