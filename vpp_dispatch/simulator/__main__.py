@@ -158,9 +158,7 @@ async def run(plan: Plan, *, stop: asyncio.Event | None = None) -> None:
 async def _start(plan: Plan, topics: Topics, registry: Publisher | None) -> None:
     profile = plan.profile
     if plan.create:
-        wanted = {
-            topic: _REQUEST_CONFIG for topic in (*profile.request_topics.values(), *profile.result_topics.values())
-        }
+        wanted = dict.fromkeys((*profile.request_topics.values(), *profile.result_topics.values()), _REQUEST_CONFIG)
         await _create(plan.bootstrap_servers, wanted, plan.partitions)
         if plan.registry_topic is not None:
             await _create(

@@ -14,7 +14,6 @@ GET  /sim/dump      ?path=FILE writes it there, ?sn=SN (repeatable) narrows it
 from __future__ import annotations
 
 import ipaddress
-import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -201,7 +200,7 @@ def write_dump(dump: Mapping[str, Any], path: Path) -> None:
     """
     part = path.with_name(f"{path.name}.part")
     part.write_bytes(msgspec.json.encode(dump))
-    os.replace(part, path)
+    part.replace(path)
 
 
 def _switch(body: Mapping[str, Any], name: str) -> bool:

@@ -39,7 +39,9 @@ async def create_topics(
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
     await admin.start()
     try:
-        wanted = [NewTopic(name, partitions, replication, topic_configs=dict(config)) for name, config in topics.items()]
+        wanted = [
+            NewTopic(name, partitions, replication, topic_configs=dict(config)) for name, config in topics.items()
+        ]
         answer = await admin.create_topics(wanted)
         for name, code, *_ in answer.topic_errors:
             error = for_code(code)
@@ -202,7 +204,9 @@ class Topics:
         for topic in described:
             if topic["error_code"]:
                 raise for_code(topic["error_code"])(f"topic {topic['topic']}")
-        return [TopicPartition(topic["topic"], each["partition"]) for topic in described for each in topic["partitions"]]
+        return [
+            TopicPartition(topic["topic"], each["partition"]) for topic in described for each in topic["partitions"]
+        ]
 
     async def _read(self, consumer: AIOKafkaConsumer) -> None:
         while True:
