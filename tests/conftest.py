@@ -82,9 +82,9 @@ def _docker_answers() -> bool:
 
 
 def _in_docker() -> Iterator[Kafka]:
-    # testcontainers' own KafkaContainer runs confluentinc's images only. The port is fixed beforehand, since the broker
-    # has to know, before it starts, what address to tell its clients. Inside it is the same: the broker connects to itself
-    # by that address when it ends a transaction.
+    # testcontainers' own KafkaContainer runs confluentinc's images only. The port is fixed beforehand: the broker has
+    # to know, before it starts, what address to tell its clients. Inside the container it is the same, since the
+    # broker connects to itself by that address when it ends a transaction.
     from testcontainers.core.container import DockerContainer
     from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
