@@ -189,13 +189,15 @@ def load(book: Book, found: Mapping[PageName, Mapping[int, bytes]], rows: Mappin
             book.roster.consent_at, book.closed = head.consent_at, head.closed
         elif kind != "devices" and kind != "event":
             actuator = Actuator[kind.upper()]
-            columns = np.frombuffer(body, SETPOINT)
             start = int(page) * PAGE
+            room = max(len(book.setpoints[actuator].columns) - start, 0)  # a late row may know devices that are not read yet
+            columns = np.frombuffer(body, SETPOINT)[:room]
             book.setpoints[actuator].columns[start : start + len(columns)] = columns
             book.folded_to[actuator, int(page)] = offset
     for (_page, kind), value in best.items():
         if kind == "event":
             membership = _membership(_event.decode(value[_OFFSET.size :]))
+            membership.folded_to = _OFFSET.unpack_from(value)[0]
             selector = membership.selector
             if book.closed.get(selector.event, (0, 0.0))[0] >= selector.revision:
                 book.dropped.add((selector.event, selector.revision))  # a late row of an event that is over

@@ -14,7 +14,7 @@ import numpy as np
 
 from vpp_dispatch.domain import correlation
 from vpp_dispatch.domain.account import Counts, Reason, State
-from vpp_dispatch.domain.command import NO_VALUE, U8, Commands, ResultCode, Results
+from vpp_dispatch.domain.command import NO_VALUE, U8, Commands, Flags, ResultCode, Results
 from vpp_dispatch.domain.inputs import Cancel, Close, Consent, Progress, RegistryChange, Selector, ShardInput, Telemetry
 from vpp_dispatch.domain.membership import (
     HOLDING,
@@ -207,7 +207,7 @@ class Book:
         if membership is None or membership.closed_at:
             return
         for part in membership.parts:
-            self._observe(membership, part, now)
+            self._observe(membership, part, now, last=True)
         if not membership.ended:
             membership.end_at = min(membership.end_at, now)
             membership.end()
@@ -218,7 +218,7 @@ class Book:
         shard, row, kind, generation, attempt = correlation.unpack(results.ids)
         row = row.astype(np.int64)
         actuators = kind & (QUERY_BIT - 1)
-        known = (shard == self.shard) & (row < len(self.roster)) & np.isin(actuators, BUILT)
+        known = (shard == self.shard) & (row < len(self.roster)) & np.isin(actuators, BUILT) & (generation > 0)
         if not known.all():
             effects.orphans.append(offset)
             effects.orphan_results += int((~known).sum())
@@ -229,36 +229,32 @@ class Book:
         digests &= np.uint64((1 << correlation.DIGEST_BITS) - 1)
         for actuator, setpoints in self.setpoints.items():
             mine = known & (actuators == actuator)
+            saved = np.zeros(len(mine), bool)  # the page's saved row holds these already
             for page in np.unique(row[mine] // PAGE).tolist():
                 if self.folded_to.get((actuator, page), 0) > offset:
-                    mine &= row // PAGE != page  # the page's saved row holds this already
-            offline: list[Rows] = []
-            index = np.flatnonzero(mine & (kind < QUERY_BIT))
-            if len(index):
-                offline.append(
-                    self._set_results(
-                        setpoints,
-                        SetResults(
-                            row=row[index],
-                            generation=generation[index],
-                            attempt=attempt[index],
-                            digest=digests[index],
-                            code=results.code[index],
-                            accepted=results.accepted[index],
-                            at=results.at[index],
-                        ),
-                        now,
-                        effects,
-                    )
-                )
-            index = np.flatnonzero(mine & (kind >= QUERY_BIT))
-            if len(index):
-                offline.append(row[index][results.code[index] == ResultCode.OFFLINE])
+                    saved |= mine & (row // PAGE == page)
+            sets = SetResults(
+                row=row,
+                generation=generation,
+                attempt=attempt,
+                digest=digests,
+                code=results.code,
+                accepted=results.accepted,
+                at=results.at,
+            )
+            queries = mine & ~saved & (kind >= QUERY_BIT)
+            if (mine & (kind < QUERY_BIT)).any():
+                self._set_results(setpoints, offset, sets.only(mine & ~saved & (kind < QUERY_BIT)), now, effects)
+                if saved.any():  # but the events' rows may not
+                    self._late_results(setpoints, offset, sets.only(saved & (kind < QUERY_BIT)), effects)
+            if queries.any():
+                index = np.flatnonzero(queries)
                 second = results.second[index]
                 if actuator is Actuator.EXPORT:  # read in steps of the device (a percent of its rating, for some)
                     step = self.roster.ability["export_step_w"][row[index]]
                     second = np.where(second == NO_VALUE, NO_VALUE, np.floor(second * step + 1e-9)).astype(np.int32)
-                confirmed, refused = setpoints.fold_queries(
+                self._query_results(
+                    setpoints,
                     QueryResults(
                         row=row[index],
                         query=generation[index],
@@ -269,32 +265,28 @@ class Book:
                     ),
                     now,
                 )
-                self._releases(setpoints, confirmed, RELEASE_CONFIRMED)
-                self._releases(setpoints, refused, RELEASE_REFUSED)
-            for rows in offline:
-                self.roster.facts["refused_offline_at"][rows] = now
 
-    def _set_results(self, setpoints: Setpoints, results: SetResults, now: float, effects: Effects) -> Rows:
+    def _query_results(self, setpoints: Setpoints, results: QueryResults, now: float) -> None:
+        self.roster.answered(results.row, results.code, results.at)
+        confirmed, refused = setpoints.fold_queries(results, now)
+        self._releases(setpoints, confirmed, RELEASE_CONFIRMED)
+        self._releases(setpoints, refused, RELEASE_REFUSED)
+
+    def _set_results(self, setpoints: Setpoints, offset: int, results: SetResults, now: float, effects: Effects) -> None:
         columns = setpoints.columns
+        self.roster.answered(results.row, results.code, results.at)
         sent_at = columns["published_at"][results.row]
         folded = setpoints.fold(results, now)
         stale = folded.stale
-        matched = np.zeros(len(stale), bool)
-        repeated = np.zeros(len(stale), bool)
         if len(stale):
-            applied = (results.code[stale] == ResultCode.SUCCESS) & ~results.accepted[stale]
-            for membership in self.memberships.values():
-                hit, again = membership.late_results(
-                    setpoints.actuator, results.row[stale], results.generation[stale], applied, results.at[stale]
-                )
-                matched |= hit
-                repeated |= again
+            mask = np.zeros(len(results.row), bool)
+            mask[stale] = True
+            repeated = self._late_results(setpoints, offset, results.only(mask), effects)
             suspects = results.row[stale][folded.overtaken & ~repeated]
             if len(suspects):
                 setpoints.reassert(suspects)
                 effects.suspects += len(np.unique(suspects))
-            effects.late += int((matched & ~repeated).sum())
-        effects.duplicates += len(folded.duplicate) + int(repeated.sum())
+        effects.duplicates += len(folded.duplicate)
         for slot, rows in _by_owner(columns["owner"][results.row[folded.duplicate]], results.row[folded.duplicate]):
             membership = self._at_slot(slot)
             if membership:
@@ -311,7 +303,18 @@ class Book:
                 membership.dirty = membership.news = True
         refused = np.unique(results.row[answered][columns["refused"][results.row[answered]]])
         self._releases(setpoints, refused, RELEASE_REFUSED)
-        return folded.offline
+
+    def _late_results(self, setpoints: Setpoints, offset: int, results: SetResults, effects: Effects) -> Flags:
+        """Tells the events of results of setpoints that no longer stand; returns which of them were known."""
+        matched = np.zeros(len(results.row), bool)
+        repeated = np.zeros(len(results.row), bool)
+        for membership in self.memberships.values():
+            hit, again = membership.late_results(setpoints.actuator, results, known=membership.folded_to > offset)
+            matched |= hit
+            repeated |= again
+        effects.late += int((matched & ~repeated).sum())
+        effects.duplicates += int(repeated.sum())
+        return repeated
 
     def _at_slot(self, slot: int) -> Membership | None:
         return next((m for m in self.memberships.values() if m.slot == slot), None)
@@ -356,19 +359,21 @@ class Book:
         self.due_at = 0.0
         self.wake_at = self._next_wake(now)
 
-    def _observe(self, membership: Membership, part: Part, now: float) -> None:
-        membership.observe(part, self.setpoints[part.control.actuator], now)
+    def _observe(self, membership: Membership, part: Part, now: float, *, last: bool = False) -> None:
+        membership.observe(part, self.setpoints[part.control.actuator], now, last=last)
 
     def _advance(self, membership: Membership, now: float) -> None:
         """Starts, gates and ends one event."""
+        membership.timed_out(now, self.policy.result_timeout_s)
         if membership.ended:
-            membership.timed_out(now, self.policy.result_timeout_s)
             return
         selector = membership.selector
         if not membership.started and selector.start_at <= now < membership.end_at:
             membership.resolve(*self.roster.members(selector.targets))
             membership.started = True
         if now >= membership.end_at:
+            for part in membership.parts:
+                self._observe(membership, part, now, last=True)
             membership.end()
             return
         if membership.started:
@@ -447,6 +452,8 @@ class Book:
             holding = m["phase"] == HOLDING
             live = holding if actuator is Actuator.EXPORT else holding & (owner[m["row"]] == membership.slot)
             if (live != m["live"]).any():
+                if (m["live"] & ~live).any():
+                    self._observe(membership, part, now, last=True)
                 m["live"] = live
                 membership.dirty = membership.news = True
         released = setpoints.assign(
@@ -521,11 +528,11 @@ class Book:
                     times.append(membership.selector.start_at)
                 elif any((part.members["phase"] == SKIPPED).any() for part in membership.parts):
                     times.append(now + 5.0)  # facts grow old without telling
-            else:
-                for part in membership.parts:
-                    open_ = part.members["published_at"][part.members["state"] == State.PUBLISHED]
-                    if len(open_):
-                        times.append(float(open_.min()) + self.policy.result_timeout_s)
+            for part in membership.parts:
+                m = part.members
+                open_ = m["published_at"][(m["state"] == State.PUBLISHED) & ~m["live"]]
+                if len(open_):
+                    times.append(float(open_.min()) + self.policy.result_timeout_s)
         c = self.roster.columns[: len(self.roster)]
         until = c["consent_until"][(c["consent"] == LISTED) & (c["consent_until"] > now)]
         if len(until):
@@ -565,7 +572,9 @@ class Book:
         """The commands of due rows. From here on the devices count as possibly set."""
         setpoints = self.setpoints[actuator]
         n = len(rows)
-        if not query:
+        if query:
+            setpoints.asking_for(rows)
+        else:
             setpoints.publishing(rows)
         c = setpoints.columns[rows]
         return Commands(
@@ -590,6 +599,7 @@ class Book:
         self.wake_at = 0.0
         if kind >= QUERY_BIT:
             setpoints.queried(rows=rows, query=commands.generation, now=now)
+            self._early(setpoints, now)
             return
         setpoints.published(rows=rows, generation=commands.generation, attempt=commands.attempt, digest=digests, now=now)
         self.published_news = True
@@ -604,6 +614,15 @@ class Book:
             begun = max(membership.selector.start_at, membership.selector.accepted_at)
             membership.publish_took(np.full(int(first.sum()), max(now - begun, 0.0)))
             membership.dirty = membership.news = True
+        self._early(setpoints, now)
+
+    def _early(self, setpoints: Setpoints, now: float) -> None:
+        """Folds the answers that came before the acknowledgement of their commands; they were counted then."""
+        early_sets, early_queries = setpoints.take_early()
+        for sets in early_sets:
+            self._set_results(setpoints, NEVER_SAVED, sets, now, Effects())
+        for queries in early_queries:
+            self._query_results(setpoints, queries, now)
 
     def refuse(self, ids: U8, now: float) -> None:
         """Commands that could not be said to GoodWe: refused for their value, here instead of there."""

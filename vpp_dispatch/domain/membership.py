@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from vpp_dispatch.domain.account import LATENCY_BUCKETS_S, Counts, Latency, Reason, State
-from vpp_dispatch.domain.command import F64, U8, Flags
+from vpp_dispatch.domain.command import F64, U8, Flags, ResultCode
 from vpp_dispatch.domain.inputs import Selector
 from vpp_dispatch.domain.roster import Rows
-from vpp_dispatch.domain.setpoint import Setpoints
+from vpp_dispatch.domain.setpoint import REASON_OF_CODE, SetResults, Setpoints, repeats
 from vpp_dispatch.domain.signal import Actuator, Control, Kind
 
 WAITING, HOLDING, SKIPPED, LEFT = 0, 1, 2, 3
@@ -108,6 +108,7 @@ class Membership:
         self.dirty = True  # something that is saved has changed
         self.news = True  # something that is told has changed
         self.told: Counts | None = None
+        self.folded_to = 0  # inbox offset that the saved row holds
 
     @property
     def primacy(self) -> tuple[int, float, str]:
@@ -134,13 +135,13 @@ class Membership:
 
     # ------------------------------------------------------------------ what stands behind a member
 
-    def observe(self, part: Part, setpoints: Setpoints, now: float) -> None:
-        """Copies the state of the setpoint to the members that stand behind it."""
+    def observe(self, part: Part, setpoints: Setpoints, now: float, *, last: bool = False) -> None:
+        """Copies the state of the setpoint to the members that stand behind it; `last`: from now on no longer."""
         index = np.flatnonzero(part.members["live"])
         if not len(index):
             return
         rows = part.members["row"][index].astype(np.int64)
-        state, reason = setpoints.states(rows, now)
+        state, reason = setpoints.states(rows, now, last=last)
         m, c = part.members, setpoints.columns
         if (m["state"][index] != state).any() or (m["reason"][index] != reason).any():
             self.news = True
@@ -154,30 +155,44 @@ class Membership:
         answered = sent & ((c["acknowledged"][rows] == c["generation"][rows]) | (c["code"][rows] != 255))
         m["result_at"][index] = np.where(answered, c["result_at"][rows], 0.0)
 
-    def late_results(self, actuator: Actuator, row: Rows, generation: np.ndarray, applied: Flags, at: F64) -> tuple[Flags, Flags]:
+    def late_results(self, actuator: Actuator, results: SetResults, *, known: bool) -> tuple[Flags, Flags]:
         """Results of setpoints that no longer stand: corrects what is known of them (R24).
 
-        Returns (matched, repeated): which of the results belong to a member here, and which of those were known.
+        `known`: the saved row of this event holds them already. Returns (matched, repeated): which of the results
+        belong to a member here, and which of those were known.
         """
+        row, code = results.row, results.code
         matched = np.zeros(len(row), bool)
         repeated = np.zeros(len(row), bool)
+        final = (code != ResultCode.SUCCESS) | ~results.accepted
         for part in self.parts:
             if part.control.actuator is not actuator or not len(part.members):
                 continue
             m = part.members
             where = np.minimum(np.searchsorted(m["row"], row), len(m) - 1)
-            hit = (m["row"][where] == row) & (m["generation"][where] == generation) & ~m["live"][where] & (m["generation"][where] > 0)
-            known = hit & (m["result_at"][where] > 0)
-            new = hit & ~known
-            open_ = new & np.isin(m["state"][where], (State.PUBLISHED, State.ACCEPTED, State.UNCONFIRMED))
-            index = where[open_ & applied]
-            m["state"][index] = State.APPLIED
-            m["reason"][index] = 0
-            m["result_at"][where[new]] = at[new]
+            x = m[where]
+            hit = (x["row"] == row) & (x["generation"] == results.generation) & (x["digest"] == results.digest) & ~x["live"]
             matched |= hit
-            repeated |= known
-            if new.any():
+            if known:
+                repeated |= hit
+                continue
+            open_ = hit & np.isin(x["state"], (State.PUBLISHED, State.ACCEPTED, State.UNCONFIRMED))
+            taken = where[open_ & ~final & (x["state"] != State.ACCEPTED)]
+            m["state"][taken], m["reason"][taken] = State.ACCEPTED, 0
+            new = hit & final & (x["result_at"] == 0)
+            new &= ~repeats(where, new)
+            applied = where[new & open_ & (code == ResultCode.SUCCESS)]
+            m["state"][applied], m["reason"][applied] = State.APPLIED, 0
+            refused = new & open_ & (code != ResultCode.SUCCESS) & (results.attempt == x["attempt"])
+            away = code == ResultCode.OFFLINE
+            m["state"][where[refused]] = np.where(away, State.SKIPPED, State.REJECTED)[refused]
+            m["reason"][where[refused]] = np.where(away, Reason.OFFLINE, REASON_OF_CODE[code])[refused]
+            m["result_at"][where[new]] = results.at[new]
+            again = hit & final & ~new
+            repeated |= again
+            if new.any() or again.any() or len(taken):
                 self.late += int(new.sum())
+                self.duplicates += int(again.sum())
                 self.dirty = self.news = True
         return matched, repeated
 

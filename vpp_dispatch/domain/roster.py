@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpp_dispatch.domain.account import Reason
-from vpp_dispatch.domain.command import Flags
+from vpp_dispatch.domain.command import Flags, ResultCode
 from vpp_dispatch.domain.device import Battery, Operation, Record
 from vpp_dispatch.domain.inputs import Consent, RegistryChange
 from vpp_dispatch.domain.signal import Actuator, Control, Kind, Targets
@@ -171,6 +171,8 @@ class Roster:
 
     def consented(self, reading: Consent) -> None:
         """Folds one complete list of consents (R16): who is not in it has withdrawn."""
+        if reading.at < self.consent_at:
+            return  # a newer list was read already
         listed = {self.add(sn): until for sn, until in reading.authorized}
         n = len(self)
         c = self.columns[:n]
@@ -207,6 +209,14 @@ class Roster:
             if row is not None and b.soc_percent is not None and b.at >= self.facts["soc_at"][row]:
                 self.facts["soc_at"][row], self.facts["soc"][row] = b.at, b.soc_percent
         return back
+
+    def answered(self, rows: Rows, code: NDArray[np.uint8], at: NDArray[np.float64]) -> None:
+        """What GoodWe's answers say of being reachable (R18): the newest answer counts; `at` epoch seconds."""
+        away = code == ResultCode.OFFLINE
+        told = self.facts["refused_offline_at"]
+        np.maximum.at(told, rows[away], at[away])
+        back = (code == ResultCode.SUCCESS) & (at > told[rows])
+        told[rows[back]] = 0.0
 
     def members(self, targets: Targets) -> tuple[Rows, list[str]]:
         """The rows that are targeted now, ascending, and the named devices that were never registered."""

@@ -64,11 +64,15 @@ SETPOINT = np.dtype(
         ("query_next_at", "<f8"),
         ("agreed", "u1"),
         ("drifted", "u1"),
+        ("heard", "<u4"),  # bit k: the answer to generation - 1 - k is known, so that a repetition says nothing (R22)
     ]
 )
 
+_ASKABLE = (ResultCode.SUCCESS, ResultCode.OFFLINE, ResultCode.BUSY)
+"""Codes of a query that say nothing against asking again soon."""
+
 _DEFINITE = np.array([ResultCode.OFFLINE, ResultCode.UNAUTHORIZED, ResultCode.BUSY, ResultCode.VALUE, ResultCode.UNSUPPORTED])
-_REASON_OF_CODE = np.zeros(256, np.uint8)
+REASON_OF_CODE = np.zeros(256, np.uint8)
 for _code, _reason in {
     ResultCode.UNAUTHORIZED: Reason.UNAUTHORIZED,
     ResultCode.BUSY: Reason.BUSY,
@@ -78,7 +82,7 @@ for _code, _reason in {
     ResultCode.PARTIAL: Reason.PARTIAL,
     ResultCode.UNKNOWN_CODE: Reason.UNKNOWN_CODE,
 }.items():
-    _REASON_OF_CODE[_code] = _reason
+    REASON_OF_CODE[_code] = _reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +97,10 @@ class SetResults:
     accepted: Flags
     at: F64
 
+    def only(self, mask: Flags) -> SetResults:
+        """Those of the mask."""
+        return SetResults(**{name: getattr(self, name)[mask] for name in self.__slots__})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueryResults:
@@ -104,6 +112,10 @@ class QueryResults:
     first: I32
     second: I32
     at: F64
+
+    def only(self, mask: Flags) -> QueryResults:
+        """Those of the mask."""
+        return QueryResults(**{name: getattr(self, name)[mask] for name in self.__slots__})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +149,20 @@ class Due:
     again: Flags
 
 
+def _one_more(tries: U8) -> U8:
+    """Counts to 250 and then stays there, odd and even by turns, since a release and its query take turns."""
+    return np.where(tries >= 250, 249, tries + 1).astype(np.uint8)
+
+
+def repeats(values: Rows, mask: Flags) -> Flags:
+    """Which of the masked entries have a value that stood earlier in the mask."""
+    found = np.zeros(len(values), bool)
+    where = np.flatnonzero(mask)
+    _, first = np.unique(values[where], return_index=True)
+    found[np.delete(where, first)] = True
+    return found
+
+
 class Setpoints:
     """All setpoints of one actuator in one shard. `columns` is saved; the rest is rebuilt."""
 
@@ -151,6 +177,12 @@ class Setpoints:
         self.wanted_priority = np.full(0, 255, np.int64)
         self.dirty: set[int] = set()
         self.urgent = False
+        # Commands that were handed out and not acknowledged yet. GoodWe may answer before its broker's acknowledgement
+        # is here; such answers are kept until `published` or `queried`.
+        self.in_hand = np.zeros(0, bool)
+        self.asking = np.zeros(0, bool)
+        self.early_sets: list[SetResults] = []
+        self.early_queries: list[QueryResults] = []
 
     def grow(self, n: int) -> None:
         """Makes room for n rows."""
@@ -162,6 +194,8 @@ class Setpoints:
             self.durable = np.concatenate([self.durable, np.zeros(more, bool)])
             self.registry = np.concatenate([self.registry, np.zeros(more, self.registry.dtype)])
             self.wanted = np.concatenate([self.wanted, np.zeros(more, bool)])
+            self.in_hand = np.concatenate([self.in_hand, np.zeros(more, bool)])
+            self.asking = np.concatenate([self.asking, np.zeros(more, bool)])
             self.wanted_priority = np.concatenate([self.wanted_priority, np.full(more, 255)])
 
     def touch(self, rows: Rows) -> None:
@@ -206,7 +240,9 @@ class Setpoints:
         want_second = np.where(held, second, default_second)
         differs = want & ((c["first"] != want_first) | (c["second"] != want_second) | (c["generation"] == 0))
         unanswered = released & (c["acknowledged"] != c["generation"])
-        changed = np.flatnonzero(differs | armed_now | unanswered)
+        # A refusal answers the event that asked; another event that wants the same asks for itself (R25).
+        asked_anew = held & c["held"] & (c["owner"] != owner) & (c["acknowledged"] != c["generation"]) & (c["next_at"] == np.inf)
+        changed = np.flatnonzero(differs | armed_now | unanswered | asked_anew)
         touched = np.flatnonzero(differs | armed_now | ended | (held & ((c["owner"] != owner) | (c["end_at"] != end_at))))
 
         # The default is kept from before the first write, whatever the registry says later.
@@ -244,6 +280,8 @@ class Setpoints:
     def _renew(self, rows: Rows) -> None:
         """A new generation: nothing that was published or answered before counts any more."""
         c = self.columns
+        answered = c["acknowledged"][rows] == c["generation"][rows]
+        c["heard"][rows] = c["heard"][rows] << np.uint32(1) | answered
         c["generation"][rows] += 1
         c["code"][rows] = NO_CODE
         c["tries"][rows] = 0
@@ -255,9 +293,13 @@ class Setpoints:
     def reassert(self, rows: Rows, at_least: U32 | None = None) -> None:
         """The newest value is asserted again under a new generation, above `at_least` where given (R22, R26)."""
         c = self.columns
+        unique = np.unique(rows)
         if at_least is not None:
+            before = c["generation"][unique]
             np.maximum.at(c["generation"], rows, at_least)
-        rows = np.unique(rows)
+            jump = (c["generation"][unique] - before).astype(np.int64)
+            c["heard"][unique] = np.where(jump < 32, c["heard"][unique] << np.minimum(jump, 31).astype(np.uint32), 0)
+        rows = unique
         unset = rows[~c["armed"][rows]]
         known, first, second = self.default()
         c["armed"][unset] = True
@@ -273,8 +315,11 @@ class Setpoints:
 
     # ------------------------------------------------------------------ states
 
-    def states(self, rows: Rows, now: float) -> tuple[U8, U8]:
-        """(State, Reason) of the setpoint on each row, for the event that stands behind it (R24, R25)."""
+    def states(self, rows: Rows, now: float, *, last: bool = False) -> tuple[U8, U8]:
+        """(State, Reason) of the setpoint on each row, for the event that stands behind it (R24, R25).
+
+        `last`: the event stands behind it no longer, so that what would have been tried again is a refusal.
+        """
         c = self.columns[rows]
         generation = c["generation"]
         state = np.full(len(rows), State.PUBLISHED, np.uint8)
@@ -286,8 +331,8 @@ class Setpoints:
         state[accepted] = State.ACCEPTED
         reason[accepted] = 0
         answered = c["code"] != NO_CODE
-        why = _REASON_OF_CODE[c["code"]]
-        waits = answered & (c["code"] == ResultCode.BUSY) & (c["next_at"] < np.inf)
+        why = REASON_OF_CODE[c["code"]]
+        waits = answered & (c["code"] == ResultCode.BUSY) & (c["next_at"] < np.inf) & (not last)
         state[answered & (why > 0)] = State.REJECTED
         reason[answered & (why > 0)] = why[answered & (why > 0)]
         state[waits] = State.PUBLISHED
@@ -321,36 +366,45 @@ class Setpoints:
         newest = same & ~done & (results.code != ResultCode.SUCCESS) & (results.attempt == c["attempt"][row])
         # One row may have several results in one fold: a success of any attempt counts, wherever it stands.
         ok = np.unique(row[success])
-        failed = np.flatnonzero(newest & ~np.isin(row, ok) & (c["code"][row] == NO_CODE))
-        repeated = np.flatnonzero(done | (newest & ~np.isin(np.arange(len(row)), failed)) | (success & self._seen(row, success)))
+        refusals = newest & ~np.isin(row, ok) & (c["code"][row] == NO_CODE)
+        first_refusal = refusals & ~repeats(row, refusals)
+        first_success = success & ~repeats(row, success)
+        failed = np.flatnonzero(first_refusal)
+        repeated = np.flatnonzero(done | (newest & ~first_refusal) | (success & ~first_success))
+        early = current & ~known & self.in_hand[row]
+        if early.any():
+            self.early_sets.append(results.only(early))
 
         c["accepted"][row[accepted]] = generation[accepted]
-        c["acknowledged"][row[success]] = generation[success]
-        c["result_at"][row[success]] = results.at[success]
+        c["acknowledged"][row[first_success]] = generation[first_success]
+        c["result_at"][row[first_success]] = results.at[first_success]
         c["code"][ok] = ResultCode.SUCCESS
         c["tries"][ok] = 0
         c["next_at"][ok] = np.inf
         c["query_next_at"][ok] = 0
+        # A query that was sent before the result may have overtaken the command: only a new one counts (R27).
+        c["purpose"][ok] = np.where(c["purpose"][ok] == READ_BACK, 0, c["purpose"][ok])
         offline = self._failed(row[failed], results.code[failed], results.at[failed], now)
 
         # An answer of an older setpoint that arrived after the newer one's: the device may have gone back (R22).
-        overtaken = behind & (results.code == ResultCode.SUCCESS) & (c["acknowledged"][row] == book) & (results.at > c["result_at"][row])
+        order = np.arange(len(row))
+        where = np.full(len(c), -1)
+        where[row[first_success]] = order[first_success]
+        after = (results.at > c["result_at"][row]) | ((results.at == c["result_at"][row]) & (order > where[row]))
+        executed = behind & (results.code == ResultCode.SUCCESS)
+        lag = np.minimum(book.astype(np.int64) - generation - 1, 32) * executed
+        bit = np.where(executed & (lag < 32), np.left_shift(1, lag), 0).astype(np.uint32)
+        heard = (c["heard"][row] & bit) > 0
+        overtaken = executed & ~heard & (c["acknowledged"][row] == book) & after
+        final = executed & ~results.accepted
+        np.bitwise_or.at(c["heard"], row[final], bit[final])
         foreign = known & ~same
-        self.touch(row[accepted | success])
+        self.touch(row[accepted | success | final])
         if ahead.any() or foreign.any():
             self.reassert(row[ahead | foreign], generation[ahead | foreign])
         stale = np.flatnonzero(behind)
-        answered = np.union1d(np.flatnonzero(success), failed)
+        answered = np.flatnonzero(first_success | first_refusal)
         return Folded(stale=stale, overtaken=overtaken[stale], duplicate=repeated, answered=answered, offline=offline)
-
-    @staticmethod
-    def _seen(row: Rows, mask: Flags) -> Flags:
-        """Which of the masked entries repeat a row that stood earlier in the mask."""
-        seen = np.zeros(len(row), bool)
-        where = np.flatnonzero(mask)
-        _, first = np.unique(row[where], return_index=True)
-        seen[np.delete(where, first)] = True
-        return seen
 
     def _failed(self, rows: Rows, codes: U8, at: F64, now: float) -> Rows:
         """Refusals of the newest attempt; returns the rows that are offline."""
@@ -358,10 +412,10 @@ class Setpoints:
         c["code"][rows] = codes
         c["result_at"][rows] = at
         tries = c["tries"][rows]
-        c["tries"][rows] = np.minimum(tries.astype(np.int64) + 1, 250)
+        c["tries"][rows] = _one_more(tries)
         definite = rows[np.isin(codes, _DEFINITE)]
         c["exposed"][definite] = np.maximum(c["exposed"][definite].astype(np.int64) - 1, 0)
-        pause = self._pause(rows, tries)
+        pause = self._pause(rows, (np.maximum(tries, 1) - 1) // 2)  # a try counts twice: when published, when refused
         transient = codes == ResultCode.BUSY
         away = codes == ResultCode.OFFLINE
         once = (codes == ResultCode.UNKNOWN_CODE) & (tries <= 1)
@@ -388,6 +442,9 @@ class Setpoints:
         confirmed: list[int] = []
         refused: list[int] = []
         c = self.columns
+        early = (results.query == c["query"][results.row] + np.uint32(1)) & self.asking[results.row]
+        if early.any():
+            self.early_queries.append(results.only(early))
         live = (results.query == c["query"][results.row]) & (c["purpose"][results.row] > 0)
         for i in np.flatnonzero(live).tolist():
             row = int(results.row[i])
@@ -395,17 +452,25 @@ class Setpoints:
             purpose, x["purpose"] = int(x["purpose"]), 0
             code, pair = int(results.code[i]), (int(results.first[i]), int(results.second[i]))
             self.dirty.add(row // PAGE)
+            newest = x["query_for"] == x["generation"] and not x["held"] and x["armed"]
             if code != ResultCode.SUCCESS or NO_VALUE in pair:
                 x["query_next_at"] = now + self.policy.retry_backoff_s
-                if code not in (ResultCode.SUCCESS, ResultCode.OFFLINE, ResultCode.BUSY) and purpose == READ_DEFAULT and "family" in self.policy.defaults:
+                if code in _ASKABLE:
+                    continue
+                if purpose == READ_DEFAULT and "family" in self.policy.defaults and not x["armed"]:
                     x["before"] = FROM_FAMILY
                     x["before_first"], x["before_second"] = self.family_default
+                    self.wanted[row] = False
+                elif purpose == READ_BACK and newest:  # a reachable device that will not be read: owed, and it pages
+                    x["query_next_at"] = now + 10 * self.policy.release_retry_s
+                    x["refused"] = True
+                    refused.append(row)
             elif purpose == READ_DEFAULT:
                 if not x["armed"]:
                     x["before"] = FROM_QUERY
                     x["before_first"], x["before_second"] = pair
                     self.wanted[row] = False
-            elif x["query_for"] == x["generation"] and not x["held"] and x["armed"]:
+            elif newest:
                 self._read_back(row, pair, confirmed, refused, now)
         return np.array(confirmed, np.int64), np.array(refused, np.int64)
 
@@ -418,6 +483,7 @@ class Setpoints:
                 if x["agreed"] < 2:
                     return
                 x["acknowledged"] = x["generation"]
+            x["refused"] = False
             confirmed.append(row)
         elif pair == (int(x["held_first"]), int(x["held_second"])) or x["drifted"] == 0:
             x["drifted"] = min(int(x["drifted"]) + 1, 100)
@@ -468,7 +534,8 @@ class Setpoints:
             else:
                 rank.append(2 + self.wanted_priority[found])
             deadline.append(c["end_at"][found] if mask is set_ else np.full(len(found), np.inf))
-            re.append(again[found] if not is_query else c["purpose"][found] > 0)
+            # A read-back in place of an unanswered release's next publish is a retry too.
+            re.append(again[found] if not is_query else (c["purpose"] > 0)[found] | reads_instead[found])
         if not rows:
             none = np.zeros(0)
             return Due(row=none.astype(np.int64), query=none.astype(bool), rank=none.astype(np.int64), deadline_at=none, again=none.astype(bool))
@@ -495,10 +562,12 @@ class Setpoints:
         if len(worn):
             self._renew(worn)
         c["exposed"][rows] = np.minimum(c["exposed"][rows].astype(np.int64) + 1, 200)
+        self.in_hand[rows] = True
 
     def published(self, *, rows: Rows, generation: U32, attempt: U8, digest: NDArray[np.uint64], now: float) -> None:
         """A batch was acknowledged by the broker at `now`. What changed its generation meanwhile is not in it."""
         c = self.columns
+        self.in_hand[rows] = False
         c["published"][rows] = generation
         c["attempt"][rows] = attempt
         c["published_at"][rows] = now
@@ -509,11 +578,21 @@ class Setpoints:
         c["purpose"][same] = np.where(c["purpose"][same] == READ_BACK, 0, c["purpose"][same])
         tries = c["tries"][same]
         held = c["held"][same]
-        c["tries"][same] = np.minimum(tries.astype(np.int64) + 1, 250)
+        c["tries"][same] = _one_more(tries)
         pause = np.where(held, self._pause(same, tries), 0.0)
         c["next_at"][same] = now + self.policy.result_timeout_s + pause
         c["query_next_at"][same] = np.where(held, c["query_next_at"][same], now + self.policy.result_timeout_s)
         self.touch(rows)
+
+    def asking_for(self, rows: Rows) -> None:
+        """Before a batch of queries goes out."""
+        self.asking[rows] = True
+
+    def take_early(self) -> tuple[list[SetResults], list[QueryResults]]:
+        """Answers that were here before the acknowledgement of what they answer; to be folded again."""
+        found = self.early_sets, self.early_queries
+        self.early_sets, self.early_queries = [], []
+        return found
 
     def next_query(self, rows: Rows) -> U32:
         """The number that a query of each row sent now would have."""
@@ -522,6 +601,7 @@ class Setpoints:
     def queried(self, *, rows: Rows, query: U32, now: float) -> None:
         """Queries are out: only their answers count from now on."""
         c = self.columns
+        self.asking[rows] = False
         c["query"][rows] = query
         c["purpose"][rows] = np.where(c["armed"][rows], READ_BACK, READ_DEFAULT)
         c["query_at"][rows] = now
@@ -529,7 +609,7 @@ class Setpoints:
         c["query_next_at"][rows] = now + self.policy.result_timeout_s
         # A read-back in place of an answer: unless it agrees, the release goes out again after one more timeout.
         waiting = rows[c["armed"][rows] & (c["acknowledged"][rows] != c["generation"][rows])]
-        c["tries"][waiting] = np.minimum(c["tries"][waiting].astype(np.int64) + 1, 250)
+        c["tries"][waiting] = _one_more(c["tries"][waiting])
         c["next_at"][waiting] = now + self.policy.result_timeout_s
         self.touch(rows)
 
