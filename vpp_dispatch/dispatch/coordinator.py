@@ -142,7 +142,7 @@ class Coordinator:
         self._events: dict[str, Event] = {}
         self._open: dict[str, Event] = {}  # those that are busy
         self._signals: dict[str, Signal] = {}  # of the runs whose selectors are not out
-        self._keys: dict[str, dict[str, set[bytes]]] = {}  # event -> kind -> keys that stand in the table
+        self._keys: dict[str, dict[str, bytes]] = {}  # event -> kind -> key of the newest row
         self._drops: dict[bytes, None] = {}  # keys of rows that have to go, in order
         self._done: set[tuple[str, int, int]] = set()  # signals of a `handle` that did not end
         self._expire_at = 0.0
@@ -166,14 +166,18 @@ class Coordinator:
             epoch = max(epoch, row_epoch + 1)
         self._epoch = epoch
         for name, kinds in found.items():
-            self._keys[name] = {kind: set(by_epoch.values()) for kind, by_epoch in kinds.items()}
-            best = {kind: rows[by_epoch[max(by_epoch)]] for kind, by_epoch in kinds.items()}
+            newest = {kind: by_epoch[max(by_epoch)] for kind, by_epoch in kinds.items()}
+            best = {kind: rows[key] for kind, key in newest.items()}
+            self._keys[name] = newest
             try:
                 event = self._load(name, best)
             except (msgspec.MsgspecError, ValueError) as fault:
                 # Kept as it is: a version that can read it may come back.
-                self._log.error("event.unreadable", event=name, detail=f"its rows cannot be read: {fault!r}")
+                self._log.error("event.unreadable", name=name, detail=f"its rows cannot be read: {fault!r}")
                 continue
+            self._drops.update(dict.fromkeys(key for by_epoch in kinds.values() for key in by_epoch.values()))
+            for key in newest.values():
+                del self._drops[key]
             if event is None:
                 self._drop_all(name)
             else:
@@ -399,8 +403,7 @@ class Coordinator:
                 self._drop_all(name)
 
     def _drop_all(self, name: str) -> None:
-        for keys in self._keys.pop(name, {}).values():
-            self._drops.update(dict.fromkeys(keys))
+        self._drops.update(dict.fromkeys(self._keys.pop(name, {}).values()))
 
     async def _drop_some(self) -> None:
         for key in list(self._drops)[:DROPS_PER_TICK]:
@@ -542,15 +545,16 @@ class Coordinator:
         needed = "" if run is None or run.state == "closed" else f"{SIGNAL}{run.revision}"
         kinds = self._keys.get(event.key, {})
         for kind in [kind for kind in kinds if kind.startswith(SIGNAL) and kind != needed]:
-            self._drops.update(dict.fromkeys(kinds.pop(kind)))
+            self._drops[kinds.pop(kind)] = None
 
     async def _put(self, name: str, kind: str, value: bytes) -> None:
         key = f"0|{name}|{kind}|{self._epoch}".encode()
         self._drops.pop(key, None)  # the event came back after it had expired
         await self._acknowledged(self._rows.put(key, value))
-        keys = self._keys.setdefault(name, {})
-        self._drops.update(dict.fromkeys(keys.get(kind, set()) - {key}))
-        keys[kind] = {key}
+        older = self._keys.setdefault(name, {}).get(kind, key)
+        if older != key:
+            self._drops[older] = None
+        self._keys[name][kind] = key
 
     @staticmethod
     async def _acknowledged(delivery: Awaitable[Any]) -> None:
