@@ -203,7 +203,8 @@ class Publisher:
         room = int(window * 0.9 - used)
         if releases:
             room = max(room, min(int(window - used), releases))
-        return max(room, 0)
+        # A small window split over 64 shards may leave less than one command: one at a time is then in flight.
+        return max(room, 0 if used else 1)
 
     def _silence(self, now: float) -> None:
         """Keeps the time since which something is unanswered and nothing at all came back (R41)."""

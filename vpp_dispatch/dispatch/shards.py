@@ -87,6 +87,7 @@ class Shards:
         self._kept: dict[int, dict[pages.PageName, set[bytes]]] = {}
         self._saved_at: dict[int, float] = {}
         self._letters: list[tuple[ConsumerRecord, int]] = []
+        self._drops: dict[int, list[bytes]] = {}  # rows that have to go, once what replaces them is delivered
         self._retell = True
         self._saving = asyncio.Lock()
         self._telling = asyncio.Lock()
@@ -132,6 +133,7 @@ class Shards:
         self._kept.clear()
         self._saved_at.clear()
         self._letters.clear()
+        self._drops.clear()
 
     def give_up(self) -> None:
         """The shards are somebody else's now."""
@@ -247,6 +249,8 @@ class Shards:
             started = time.monotonic()
             due = [b for s, b in books.items() if s in self._next and (everything or self._is_due(b, started))]
             shots = [pages.snapshot(book, self._kept[book.shard], self._next[book.shard]) for book in due]
+            for shot in shots:
+                self._drops.setdefault(shot.shard, []).extend(shot.drops)
             letters, self._letters = self._letters, []
             try:
                 deliveries = [self.table.put(key, value) for shot in shots for key, value in shot.rows]
@@ -272,14 +276,20 @@ class Shards:
                     pages.saved(book, shot)
                     self._saved_at[book.shard] = started
                     self._safe[book.shard] = shot.offset if shot.offset is not None else self._safe[book.shard]
-                for key in shot.drops:
-                    await self.table.drop(key)
+                    await self._drop(shot.shard)
             if shots:
                 self.metrics.checkpoint_seconds.observe(time.monotonic() - started)
                 self.metrics.checkpoint_pages.add(len(deliveries))
                 self.metrics.checkpoint_bytes.add(sum(shot.size for shot in shots))
                 self.wake.set()
             return True
+
+    async def _drop(self, shard: int) -> None:
+        """Deletes the rows that newer ones have replaced; what is not deleted now is deleted after the next save."""
+        drops = self._drops.get(shard, [])
+        while drops:
+            await self.table.drop(drops[-1])
+            drops.pop()
 
     def _is_due(self, book: Book, now: float) -> bool:
         age = now - self._saved_at[book.shard]
@@ -373,13 +383,15 @@ class Shards:
             if not self.lease.fresh():
                 return
             progress: list[Progress] = []
-            everything, self._retell = self._retell and self.all_read_up(), False
+            everything = self._retell and self.all_read_up()
+            if everything:
+                self._retell = False
             try:
                 for shard, book in list(self.books.items()):
                     if not self.read_up(shard):
                         continue
                     for membership in list(book.memberships.values()):
-                        if membership.news or everything or membership.closed_at:
+                        if membership.untold or everything:
                             await self._tell_outcomes(book, membership, now)
                     progress.extend(book.progress(all_=everything))
                 if progress:
@@ -387,11 +399,11 @@ class Shards:
             except BaseException:
                 self._retell = True
                 raise
-            if not everything and not self.all_read_up():
-                self._retell = True
 
     async def _tell_outcomes(self, book: Book, membership: Membership, now: float) -> None:
-        for telling in membership.tellings():
+        tellings = membership.tellings()
+        membership.untold = False  # what changes while these are on their way is told the next time
+        for telling in tellings:
             for start in range(0, len(telling.index), OUTCOMES_PER_MESSAGE):
                 part = Telling(
                     part=telling.part,

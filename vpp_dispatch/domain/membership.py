@@ -106,9 +106,20 @@ class Membership:
         self.strangers: list[str] = []
         self.told_strangers = np.zeros(0, STRANGER)
         self.dirty = True  # something that is saved has changed
-        self.news = True  # something that is told has changed
+        self.untold = True  # an outcome row may differ from what was told
+        self._news = True  # an account may differ from what was told
         self.told: Counts | None = None
         self.folded_to = 0  # inbox offset that the saved row holds
+
+    @property
+    def news(self) -> bool:
+        """Whether the account may differ from what was told. Setting it makes the outcome rows due too."""
+        return self._news
+
+    @news.setter
+    def news(self, changed: bool) -> None:
+        self._news = changed
+        self.untold = self.untold or changed
 
     @property
     def primacy(self) -> tuple[int, float, str]:
