@@ -101,7 +101,7 @@ async def _create(servers: str, topics: dict[str, dict[str, str]], partitions: i
 
 
 async def _serve(plan: Plan, application: web.Application) -> tuple[web.AppRunner, str]:
-    runner = web.AppRunner(application, access_log=None)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
     await runner.setup()
     context = None
     if plan.tls is not None:

@@ -14,6 +14,7 @@ GET  /sim/dump      ?path=FILE writes it there, ?sn=SN (repeatable) narrows it
 from __future__ import annotations
 
 import ipaddress
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -137,10 +138,12 @@ class Control:
         values = {name: value for name, value in body.items() if name not in ("sn", "sns")}
         if unknown := set(values) - set(_COLUMNS) - {"soc"}:
             raise ControlError(f"unknown {sorted(unknown)}; known are {sorted((*_COLUMNS, 'soc'))}")
+        if any(value is None and name != "load_w" for name, value in values.items()):
+            raise ControlError("only load_w can be null, which gives the house its own course back")
+        numbers = {name: math.nan if value is None else float(value) for name, value in values.items()}
         inverters = self._cloud.inverters
         inverters.advance(now)
-        for name, value in values.items():
-            number = float("nan") if value is None else float(value)
+        for name, number in numbers.items():
             if name == "soc":
                 inverters.stored_wh[rows] = inverters.capacity_wh[rows] * number / 100
             else:

@@ -177,6 +177,7 @@ async def test_the_owner_and_what_is_wrong_with_a_control_call(client: Client) -
         ("consent", {"sn": HYBRID, "authorized": "yes"}),
         ("faults", {"unknown": 1}),
         ("device", {"sn": HYBRID, "colour": 1}),
+        ("device", {"sn": HYBRID, "soc": None}),
         ("registry", {"remove": [HYBRID]}),
     ):
         status, answer = await client.sim(name, **body)
