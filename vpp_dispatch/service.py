@@ -128,6 +128,7 @@ class _Running:
             linger_s=settings.goodwe.result_linger_s,
             request_timeout_s=settings.goodwe.request_timeout_s,
             fault=fault,
+            log=log,
         )
         self.worker = Worker(
             settings=settings,
@@ -147,6 +148,10 @@ class _Running:
             account=realtime.account,
             password_file=realtime.password_file,
             max_calls_per_s=realtime.max_calls_per_s,
+            ca_file=realtime.ca_file,
+            connect_timeout_s=realtime.connect_timeout_s,
+            read_timeout_s=realtime.read_timeout_s,
+            log=log,
         )
         self.synchroniser = Synchroniser(
             api=self.api,

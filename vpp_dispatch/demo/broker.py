@@ -176,6 +176,8 @@ class Broker:
         settings = self.log.parent / "server.properties"
         settings.write_text("".join(f"{name}={value}\n" for name, value in self._properties().items()))
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        if cluster.startswith("-"):  # the tool would take it for an option
+            cluster = "k" + cluster[1:]
         tool = ["kafka.tools.StorageTool", "format", "--standalone", "-t", cluster, "-c", str(settings)]
         done = subprocess.run([*java, *tool], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         if done.returncode != 0:
