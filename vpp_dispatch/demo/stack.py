@@ -409,6 +409,20 @@ class Stack:
         """Dead letters so far."""
         return self.records.get("dispatch.dead-letters.v1", [])
 
+    async def until_devices(self, event_id: str, state: str, at_least: int, timeout_s: float = 30) -> dict[str, Any]:
+        """Waits until an event's report counts so many devices in a state; the report."""
+
+        def there() -> dict[str, Any] | None:
+            report = self.report(event_id)
+            return report if report and report["devices"][state] >= at_least else None
+
+        try:
+            report = await self.until(there, timeout_s, f"{at_least} devices to be {state} in {event_id}")
+        except ExternalFault as fault:
+            raise ExternalFault(f"{fault} Its report: {self.report(event_id)}") from None
+        assert report is not None
+        return report
+
     async def until(self, condition: Callable[[], T], timeout_s: float, what: str) -> T:
         """Waits for a condition; its value."""
         end = time.monotonic() + timeout_s
