@@ -88,8 +88,10 @@ class Outlet:
         except Exception as fault:
             raise ExternalFault(f"{topic}: not acknowledged: {fault!r}", reason="our_kafka") from fault
 
-    async def to_shards(self, messages: Mapping[int, bytes]) -> None:
+    async def to_shards(self, messages: Mapping[int, bytes], *, point: str = "shard-message") -> None:
         """Sends one message to each of some shards' inboxes and waits for all; the first goes alone.
+
+        `point` names the fault point between the first and the others.
 
         Raises:
             ExternalFault: at least one was not acknowledged; all have to be sent again.
@@ -97,7 +99,7 @@ class Outlet:
         items = [(shard, Message(key=None, value=value, headers=[])) for shard, value in messages.items()]
         for shard, message in items[:1]:
             await self.write(self._topics.shard_inbox, [message], partition=shard)
-            self._fault("shard-message")
+            self._fault(point)
         try:
             for delivery in [
                 await self._send(self._topics.shard_inbox, shard, message) for shard, message in items[1:]
@@ -307,7 +309,7 @@ class Worker:
     async def _register(self, messages: Mapping[int, bytes], letters: Sequence[Message]) -> None:
         if letters:
             await self.outlet.write(self.settings.topics.dead_letters, letters)
-        await self.outlet.to_shards(messages)
+        await self.outlet.to_shards(messages, point="registry-message")
 
     async def _events(self, stream: Any) -> None:
         async for event in stream.events():
@@ -523,11 +525,13 @@ class Worker:
 
     async def deliver(self, results: Mapping[int, Results]) -> None:
         """Results from GoodWe, by shard, into the inboxes: also those of this worker's own shards."""
-        await self.outlet.to_shards({shard: inbox.encode(part) for shard, part in results.items()})
+        messages = {shard: inbox.encode(part) for shard, part in results.items()}
+        await self.outlet.to_shards(messages, point="result-message")
 
     async def consent(self, readings: Mapping[int, Consent]) -> None:
         """A complete reading of consents, one message per shard."""
-        await self.outlet.to_shards({shard: inbox.encode(reading) for shard, reading in readings.items()})
+        messages = {shard: inbox.encode(reading) for shard, reading in readings.items()}
+        await self.outlet.to_shards(messages, point="consent-message")
 
     async def observe(self, telemetry: Mapping[int, Telemetry]) -> None:
         """Telemetry of owned shards."""
