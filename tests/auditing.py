@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.audit import Limits, Topics, Verdict, Wire, collect, examine
+from tests.audit import Case, Command, Evidence, Limits, Topics, Verdict, Wire, collect, examine
 from tests.waiting import eventually
 from vpp_dispatch.demo.stack import Stack
 
@@ -24,14 +24,7 @@ async def audited(stack: Stack, *, events: int = 0, **limits: Any) -> Verdict:
     """
     await eventually(lambda: _at_rest(stack), _DRAINED_S, "the simulator to answer all it was asked")
     settings = stack.loaded()
-    # The dump before the topics: whatever the simulator executed is on them then.
-    dump = await stack.ask("/sim/dump")
-    evidence = await collect(
-        stack.bootstrap_servers,
-        topics=Topics(prefix=stack.prefix),
-        goodwe_bootstrap_servers=stack.goodwe_servers,
-        dumps=[dump],
-    )
+    evidence = await _evidence(stack)
     expected: dict[str, Any] = {
         "consent_refresh_s": settings.fleet.consent_refresh_s,
         "result_timeout_s": settings.goodwe.result_timeout_s,
@@ -40,6 +33,22 @@ async def audited(stack: Stack, *, events: int = 0, **limits: Any) -> Verdict:
     verdict = examine(evidence, Limits(**(expected | limits)), Wire.read(stack.profile))
     assert not verdict.violations, f"the audit found\n{verdict}"
     return verdict
+
+
+async def commands(stack: Stack) -> list[Command]:
+    """All commands on GoodWe's request topics by now, in the order in which its broker took them."""
+    return Case(await _evidence(stack), Limits(), Wire.read(stack.profile)).commands
+
+
+async def _evidence(stack: Stack) -> Evidence:
+    # The dump before the topics: whatever the simulator executed is on them then.
+    dump = await stack.ask("/sim/dump")
+    return await collect(
+        stack.bootstrap_servers,
+        topics=Topics(prefix=stack.prefix),
+        goodwe_bootstrap_servers=stack.goodwe_servers,
+        dumps=[dump],
+    )
 
 
 async def _at_rest(stack: Stack) -> bool:
