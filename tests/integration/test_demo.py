@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import Kafka
 from tests.waiting import eventually
 
-SMALL = ("--inverters", "240", "--seconds", "45")
+SMALL = ("--inverters", "240", "--seconds", "50")
 WHOLE_S = 170.0
 STOP_S = 60.0
 

@@ -26,6 +26,7 @@ FEEDER: Final = "feeder-03"
 AREA: Final = "west"
 _STEP_S: Final = 30.0
 _CLOSE_S: Final = 45.0
+_SNS_IN_A_URL: Final = 300
 
 
 class Plan:
@@ -98,11 +99,10 @@ class Plan:
         await self._settled(EXPORT)
         await self._settled(CHARGE)
         await self._withdraw_consent(5)
-        await self._come_back(self._offline()[::2])
-        await self._ask_for(DISCHARGE, "discharge", 1500, {"areas": [AREA]}, 20, None, begin + 0.95 * self.seconds)
-        await self._kill_in_mid_dispatch()
-        await self._settled(DISCHARGE)
-        await self._cancel_discharge()
+        await asyncio.gather(
+            self._come_back(self._offline()[::2]),
+            self._discharge_and_cancel(begin + 2 * self.seconds),
+        )
         await self._lose_connection_over_the_end(6)
         for event_id in self.played:
             await self._until(lambda event_id=event_id: self._closed(event_id), _CLOSE_S, f"{event_id} to close")  # type: ignore[misc]
@@ -140,26 +140,29 @@ class Plan:
         await self.stack.tell("/sim/consent", {"sns": sns, "authorized": False})
         self.say("fleet", f"{len(sns)} owners of charging inverters withdraw their consent")
         begin = time.monotonic()
-        rows = self.stack.outcomes
-        await self._until(
-            lambda: all(rows(CHARGE)[sn, "charge"]["reason"] == "consent_withdrawn" for sn in sns),
-            _STEP_S,
-            "the inverters without consent to be let go",
-        )
         await self._until_at_default(sns, "the inverters without consent to be released")
         self.say("fleet", f"the {len(sns)} are released and at their default, {time.monotonic() - begin:.1f} s later")
 
     async def _come_back(self, sns: list[str]) -> None:
         await self.stack.tell("/sim/online", {"sns": sns, "online": True})
-        able = [sn for sn in sns if self.stack.outcomes(CHARGE)[sn, "charge"]["reason"] == "offline"]
+        rows = self.stack.outcomes(CHARGE)
+        able = [sn for sn in sns if rows.get((sn, "charge"), {}).get("reason") == "offline"]
         self.say("fleet", f"{len(sns)} of the offline inverters come back, {len(able)} of which the charge can use")
         begin = time.monotonic()
-        await self._until(
-            lambda: all(self.stack.outcomes(CHARGE)[sn, "charge"]["state"] in ("applied", "verified") for sn in able),
-            _STEP_S,
+        modes = set(EMS_MODES.values())  # in the area of the discharge that is what they are taken into
+        await self._until_devices(
+            able,
+            lambda device: device["settings"]["EMS Power Mode"] in modes,
             "the inverters that came back to be taken in",
         )
-        self.say("service", f"the {len(able)} are taken into {CHARGE}, {time.monotonic() - begin:.1f} s later")
+        self.say("fleet", f"the {len(able)} that came back are taken in, {time.monotonic() - begin:.1f} s later")
+
+    async def _discharge_and_cancel(self, end_at: float) -> None:
+        """Would outlast the charge; the cancellation ends it early."""
+        await self._ask_for(DISCHARGE, "discharge", 1500, {"areas": [AREA]}, 20, None, end_at)
+        await self._kill_in_mid_dispatch()
+        await self._settled(DISCHARGE)
+        await self._cancel_discharge()
 
     async def _kill_in_mid_dispatch(self) -> None:
         """SIGKILL to the worker that has most commands unanswered while the discharge goes out."""
@@ -264,16 +267,18 @@ class Plan:
         while not all(condition(device) for device in (await self._ask_about(sns)).values()):
             if time.monotonic() > end:
                 raise ExternalFault(f"Waited {_STEP_S:g} s in vain for {what}.")
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.3)
 
     async def _until_at_default(self, sns: list[str], what: str) -> None:
         await self._until_devices(sns, lambda device: device["settings"] == device["default_settings"], what)
 
     async def _ask_about(self, sns: Iterable[str]) -> dict[str, Any]:
         """What the simulator's dump says of these inverters."""
-        wanted = set(sns)
-        devices = (await self.stack.ask("/sim/dump"))["devices"]
-        return {sn: device for sn, device in devices.items() if sn in wanted}
+        wanted, devices = list(sns), dict[str, Any]()
+        for start in range(0, len(wanted), _SNS_IN_A_URL):
+            query = "&".join(f"sn={sn}" for sn in wanted[start : start + _SNS_IN_A_URL])
+            devices |= (await self.stack.ask(f"/sim/dump?{query}"))["devices"]
+        return devices
 
     async def _quiet(self) -> None:
         """Until the topics say the same as the final reports (they are read one by one), then the simulator's dump."""

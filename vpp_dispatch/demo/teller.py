@@ -24,7 +24,7 @@ STATUS: Final = {
 }
 _COLOURS: Final = {"operator": "36", "service": "32", "fleet": "33", "fault": "31", "demo": "1"}
 _FOLLOW_S: Final = 0.2
-_PROGRESS_S: Final = 2.0
+_PROGRESS_S: Final = 3.0
 """A report comes every second; a line about an event that goes on comes at most this often."""
 
 
@@ -75,10 +75,11 @@ class Teller:
     def catch_up(self, stack: Stack) -> None:
         """Tells what has arrived since the last call."""
         responses = stack.responses()
-        for response in responses[self._responses :]:
+        for position, response in enumerate(responses[self._responses :], self._responses):
             reasons = f" ({', '.join(response['reasons'])})" if response["reasons"] else ""
             name = f"{response['event_id']} r{response['revision']}"
-            self.say("service", f"response to {name}: {response['code']} {response['status']}{reasons}")
+            again = ", sent again" if response in responses[:position] else ""
+            self.say("service", f"response to {name}: {response['code']} {response['status']}{reasons}{again}")
         self._responses = len(responses)
         for record in stack.records.get("dispatch.reports.v1", []):
             if record.value:
