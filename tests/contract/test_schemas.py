@@ -14,8 +14,9 @@ from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
 from vpp_dispatch.domain.answer import Refusal, Refused
+from vpp_dispatch.domain.device import Record
 from vpp_dispatch.domain.signal import Signal
-from vpp_dispatch.fleet.registry import Record, decode_record
+from vpp_dispatch.fleet.registry import decode_record
 from vpp_dispatch.operators import schemas
 from vpp_dispatch.operators.messages import decode_signal
 from vpp_dispatch.operators.schemas import PUBLIC

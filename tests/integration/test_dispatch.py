@@ -34,9 +34,9 @@ async def test_a_dispatch_to_2000_inverters_adds_up(stack: Stack) -> None:
     await stack.start(inverters=2000, simulator=["--offline", "0.03", "--no-consent", "0.02", "--series", "ETU,ETT"])
     await stack.until_ready(stack.start_worker())
     now = time.time()
-    window = {"start_at": now + 5, "end_at": now + 15}
-    targets = {"all": True}
-    await stack.send(stack.signal("dis-1", targets=targets, controls=[{"kind": "discharge", "each_w": 1000}], **window))
+    discharge = [{"kind": "discharge", "each_w": 1000}]
+    signal = stack.signal("dis-1", start_at=now + 5, end_at=now + 15, targets={"all": True}, controls=discharge)
+    await stack.send(signal)
     report = await stack.until_closed("dis-1")
     outcomes = stack.outcomes("dis-1")
     assert report["devices"]["targeted"] == len(outcomes) == 2000
@@ -93,7 +93,9 @@ async def test_a_registry_change_and_a_withdrawal_in_mid_event_release_and_send_
     await stack.tell("/sim/registry", {"remove": [sns[0]]})
     await stack.tell("/sim/consent", {"sn": sns[1], "authorized": False})
     await stack.until(
-        lambda: (stack.report("a") or {}).get("reasons", {}) == {"rejected.removed": 1, "rejected.consent_withdrawn": 1},
+        lambda: (
+            (stack.report("a") or {}).get("reasons", {}) == {"rejected.removed": 1, "rejected.consent_withdrawn": 1}
+        ),
         15,
         "both to be let go",
     )

@@ -248,6 +248,7 @@ class Stack:
         ready = await self.until(
             lambda: next((x for x in self._sim_lines() if x.get("ready")), None), 40, "the simulator"
         )
+        assert ready is not None
         self.url = ready["url"]
 
     def _sim_lines(self) -> list[dict[str, Any]]:

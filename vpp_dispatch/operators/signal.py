@@ -158,7 +158,7 @@ def _signal_schema(schema: dict[str, Any]) -> None:
     rules: list[dict[str, Any]] = []
     for action, (required, optional) in FIELDS.items():
         foreign = sorted(set(schema["properties"]) - ALWAYS - required - optional)
-        then: dict[str, Any] = {"properties": {name: False for name in foreign}}
+        then: dict[str, Any] = {"properties": dict.fromkeys(foreign, False)}
         if required:
             then["required"] = sorted(required)
         if "end_at" in optional:
