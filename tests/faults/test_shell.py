@@ -177,8 +177,7 @@ async def takes_over(host: Worker, guest: Worker, ending: signal.Signals) -> Non
     assert partitions(guest)
     before = len(host.notes("ready"))
     guest.end(ending)
-    await eventually(lambda: len(host.notes("ready")) > before, timeout_s=30)
-    assert len(partitions(host)) == PARTITIONS
+    await eventually(lambda: len(host.notes("ready")) > before and len(partitions(host)) == PARTITIONS, timeout_s=30)
     done = len(host.notes("plain"))
     await eventually(lambda: len(host.notes("plain")) > done + 50, timeout_s=30)
 
