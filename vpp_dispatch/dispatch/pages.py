@@ -198,6 +198,8 @@ def load(book: Book, found: Mapping[PageName, Mapping[int, bytes]], rows: Mappin
         if kind == "event":
             membership = _membership(_event.decode(value[_OFFSET.size :]))
             membership.folded_to = _OFFSET.unpack_from(value)[0]
+            for part in membership.parts:  # see above
+                part.members = part.members[part.members["row"] < len(book.roster)]
             selector = membership.selector
             if book.closed.get(selector.event, (0, 0.0))[0] >= selector.revision:
                 book.dropped.add((selector.event, selector.revision))  # a late row of an event that is over

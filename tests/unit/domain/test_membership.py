@@ -1,0 +1,276 @@
+"""Who is taken into an event and why not, what a revision leaves behind, and what is told, by rule."""
+
+from __future__ import annotations
+
+import pytest
+
+from vpp_dispatch.dispatch import pages
+from vpp_dispatch.domain.account import State
+from vpp_dispatch.domain.command import ResultCode
+from vpp_dispatch.domain.device import Battery, Operation, Record
+from vpp_dispatch.domain.inputs import Consent, RegistryChange, Telemetry
+from vpp_dispatch.domain.roster import Policy
+from vpp_dispatch.domain.signal import Actuator, Kind, Targets
+
+from .world import AUTO, SHARD, Sent, World
+
+
+def policy(telemetry: str = "prefer", **more: object) -> Policy:
+    return Policy(result_timeout_s=3, retry_backoff_s=1, release_retry_s=2, telemetry=telemetry, **more)  # type: ignore[arg-type]
+
+
+def observe(world: World, sn: str, *, soc: float | None = None, online: bool = True, **facts: object) -> None:
+    operation = Operation(sn=sn, at=world.now, online=online, **facts)  # type: ignore[arg-type]
+    batteries = () if soc is None else (Battery(sn=sn, at=world.now, soc_percent=soc),)
+    world.book.step([(-1, Telemetry(operations=(operation,), batteries=batteries))], world.now)
+
+
+def states(world: World, name: str = "a") -> dict[State, int]:
+    return {state: n for state, n in zip(State, world.counts(name).states, strict=True) if n}
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts", "reason"),
+    [
+        (Kind.CHARGE, {"online": False}, "offline"),
+        (Kind.CHARGE, {"faulted": True}, "faulted"),
+        (Kind.CHARGE, {"off_grid": True}, "off_grid"),
+        (Kind.DISCHARGE, {"soc": 24.0}, "soc"),
+        (Kind.CHARGE, {"soc": 100.0}, "soc"),
+    ],
+)
+def test_r18_each_reason_keeps_a_device_out_until_the_fact_changes(kind: Kind, facts: dict[str, object], reason: str) -> None:
+    w = World(policy=policy())
+    (sn,) = w.fleet(1, default={1: AUTO})
+    observe(w, sn, **facts)  # type: ignore[arg-type]
+    w.event("a", kind, end=60)
+    w.run(2)
+    assert w.sent == [] and w.counts("a").reasons == {f"skipped.{reason}": 1}
+    w.now += 1
+    observe(w, sn, soc=60.0)
+    w.run(1)
+    assert states(w) == {State.APPLIED: 1}
+
+
+@pytest.mark.parametrize(
+    ("telemetry", "seen", "reasons"),
+    [
+        ("require", False, {"skipped.telemetry_stale": 1}),
+        ("require", True, {"skipped.offline": 1}),
+        ("prefer", False, {}),
+        ("prefer", True, {"skipped.offline": 1}),
+        ("ignore", False, {}),
+        ("ignore", True, {}),
+    ],
+)
+def test_r18_the_policy_says_what_telemetry_decides(telemetry: str, seen: bool, reasons: dict[str, int]) -> None:
+    w = World(policy=policy(telemetry))
+    (sn,) = w.fleet(1, default={1: AUTO})
+    if seen:
+        observe(w, sn, online=False)
+    w.event("a", end=60)
+    w.run(2)
+    assert w.counts("a").reasons == reasons
+
+
+def test_r18_old_telemetry_proves_nothing_unless_it_is_required() -> None:
+    for telemetry, reasons in (("prefer", {}), ("require", {"skipped.telemetry_stale": 1})):
+        w = World(policy=policy(telemetry, telemetry_max_age_s=10.0))
+        (sn,) = w.fleet(1, default={1: AUTO})
+        observe(w, sn, online=telemetry == "require")
+        w.now += 11
+        w.event("a", end=60)
+        w.run(2)
+        assert w.counts("a").reasons == reasons, telemetry
+
+
+def test_r18_fitness_gates_only_the_entry() -> None:
+    w = World(policy=policy())
+    (sn,) = w.fleet(1)
+    w.event("a", Kind.DISCHARGE, end=60)
+    w.run(2)
+    w.now += 1
+    observe(w, sn, soc=5.0, online=False)
+    w.run(5)
+    assert states(w) == {State.APPLIED: 1}
+
+
+def test_r18_a_device_that_answers_is_not_offline_any_more() -> None:
+    w = World(policy=policy())
+    w.fleet(1, default={1: AUTO})
+    w.fate = lambda s: ResultCode.OFFLINE if s.at < 1003 else ResultCode.SUCCESS
+    w.event("a", end=20)
+    w.run(15)
+    assert states(w) == {State.APPLIED: 1}, "tried again without telemetry"
+    w.event("b", end=60, priority=1)
+    w.run(2)
+    assert states(w, "b") == {State.APPLIED: 1}
+
+
+def test_r16_an_older_list_of_consents_changes_nothing() -> None:
+    w = World()
+    sns = w.fleet(2)
+    w.event("a", end=60)
+    w.run(2)
+    w.put(Consent(at=w.now - 100, authorized=()))
+    w.run(2)
+    assert states(w) == {State.APPLIED: 2} and len(sns) == 2
+
+
+def test_r16_the_end_of_a_consent_ends_the_hold() -> None:
+    w = World()
+    (sn,) = w.fleet(1)
+    w.put(Consent(at=w.now, authorized=((sn, w.now + 4),)))
+    w.event("a", end=60)
+    w.run(3)
+    assert states(w) == {State.APPLIED: 1}
+    w.run(3)
+    assert w.counts("a").reasons == {"rejected.consent_withdrawn": 1} and w.at_default()
+
+
+def test_r15_a_cancelled_revision_that_had_not_started_frees_what_the_one_before_it_held() -> None:
+    w = World()
+    w.fleet(2)
+    w.event("a", end=100)
+    w.run(2)
+    w.event("a", start=50, end=100, revision=2)
+    w.run(2)
+    assert not w.at_default(), "the first revision holds until the second has decided"
+    w.cancel("a", revision=2)
+    w.run(3)
+    assert w.at_default()
+
+
+def test_r34_the_release_of_a_replaced_revision_is_owed_by_its_successor() -> None:
+    w = World()
+    sns = w.fleet(2)
+    w.event("a", end=100)
+    w.run(2)
+    w.event("a", start=3, end=100, revision=2, targets=Targets(devices=(sns[0],)))
+    w.run(2)
+    w.cancel("a", revision=2)
+    w.fate = lambda s: None if s.query else ResultCode.SUCCESS
+    w.run(2)
+    counts = w.counts("a", 2)
+    assert (counts.release_due, counts.release_confirmed, counts.settled) == (1, 0, False)
+    w.fate = lambda s: ResultCode.SUCCESS
+    w.run(5)
+    counts = w.counts("a", 2)
+    assert (counts.release_due, counts.release_confirmed, counts.settled) == (1, 1, True) and w.at_default()
+
+
+def test_r02_a_replaced_revision_that_a_late_row_brings_back_holds_nothing() -> None:
+    w = World()
+    sns = w.fleet(2)
+    w.event("a", end=100, priority=1)
+    w.run(2)
+    frozen = {key: value for key, value in w.rows.items() if b"|event|" in key}
+    w.event("a", end=100, revision=2, targets=Targets(devices=(sns[0],)))
+    w.run(4)
+    assert w.devices[sns[1]][Actuator.EMS] == AUTO
+    w.crash()
+    w.run(1)
+    w.rows.update(frozen)  # of the worker that was frozen, under its lower epoch
+    w.crash()
+    sets = len(w.sets())
+    w.run(4)
+    assert len(w.sets()) == sets and w.devices[sns[1]][Actuator.EMS] == AUTO
+
+
+def test_r34_rows_of_two_epochs_mean_the_same_event_by_its_slot() -> None:
+    slots = []
+    for first in ("x", "a"):
+        w = World()
+        w.fleet(1)
+        w.event(first, end=50)
+        w.event("a", end=50)
+        slots.append(w.book.memberships["grid/a", 1].slot)
+    assert slots[0] == slots[1] > 0
+
+
+def test_a_saved_row_that_knows_more_devices_than_the_roster_can_be_loaded() -> None:
+    w = World()
+    w.fleet(64)
+    w.event("a", end=50)
+    w.run(1)
+    before = {key: value for key, value in w.rows.items() if b"|devices|" in key}
+    w.put(RegistryChange(partition=0, changes=((99, "9010KETU000W7777", Record(sn="9010KETU000W7777")),)))
+    w.event("b", Kind.EXPORT_LIMIT, 100, end=50)
+    w.run(2)
+    w.rows.update(before)
+    names = pages.newest(w.rows, [SHARD])[SHARD]
+    assert len(names) > 3
+    w.crash()
+    assert len(w.book.roster) == 64
+    w.run(1)
+
+
+def test_what_the_saved_rows_hold_is_not_counted_again() -> None:
+    w = World()
+    w.fleet(1)
+    late: list[Sent] = []
+
+    def fate(sent: Sent) -> ResultCode | None:
+        if sent.pair == (11, 3000):
+            late.append(sent)
+            return None
+        return ResultCode.SUCCESS
+
+    w.fate = fate
+    w.event("a", end=2)
+    w.run(8)
+    w.save()
+    stale = {key: value for key, value in w.rows.items() if b"|ems|" in key}
+    at = w.offset
+    w.answer([(late[0], ResultCode.SUCCESS, (0, 0))])
+    result = [(at, _last_results(w, late[0]))]
+    w.save()
+    counts = w.counts("a")
+    assert counts.late_results == 1 and states(w) == {State.APPLIED: 1}
+    w.rows.update(stale)  # the event's row was delivered, the setpoints' was not
+    w.crash()
+    w.book.step(result, w.now)
+    again = w.counts("a")
+    assert (again.late_results, again.duplicate_results) == (1, 0) and states(w) == {State.APPLIED: 1}
+
+
+def test_a_late_result_reaches_the_event_where_only_the_setpoints_row_was_delivered() -> None:
+    w = World()
+    w.fleet(1)
+    late: list[Sent] = []
+
+    def fate(sent: Sent) -> ResultCode | None:
+        if sent.pair == (11, 3000):
+            late.append(sent)
+            return None
+        return ResultCode.SUCCESS
+
+    w.fate = fate
+    w.event("a", end=2)
+    w.run(8)
+    w.save()
+    stale = {key: value for key, value in w.rows.items() if b"|event|" in key}
+    at = w.offset
+    w.answer([(late[0], ResultCode.SUCCESS, (0, 0))])
+    w.book.setpoints[Actuator.EMS].dirty.add(0)
+    w.save()
+    w.rows.update(stale)
+    w.crash()
+    assert states(w) == {State.UNCONFIRMED: 1}
+    w.book.step([(at, _last_results(w, late[0]))], w.now)
+    assert states(w) == {State.APPLIED: 1} and w.counts("a").late_results == 1
+
+
+def _last_results(world: World, sent: Sent) -> object:
+    import numpy as np
+
+    from vpp_dispatch.domain.command import Results
+
+    return Results(
+        ids=np.frombuffer(sent.id, np.uint8).reshape(1, 16),
+        code=np.zeros(1, np.uint8),
+        accepted=np.zeros(1, bool),
+        first=np.zeros(1, np.int32),
+        second=np.zeros(1, np.int32),
+        at=np.full(1, world.now),
+    )
