@@ -164,6 +164,7 @@ class _Running:
             consent=self.worker.consent,
             observe=self.worker.observe,
             telemetry_age=metrics.telemetry_age_seconds.set,
+            called=lambda interface, outcome: metrics.realtime_calls.add(interface=interface, outcome=outcome),
             log=log,
         )
         health.ready = self.worker.readiness

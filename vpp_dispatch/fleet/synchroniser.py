@@ -43,11 +43,13 @@ class Synchroniser:
         consent: Callable[[Mapping[int, Consent]], Awaitable[None]],
         observe: Callable[[Mapping[int, Telemetry]], Awaitable[None]],
         telemetry_age: Callable[[float], None],
+        called: Callable[[str, str], None],
         log: Any,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`leads`: whether this worker reads consent; `devices`: (SN, has a battery) of whom telemetry is read;
-        `share`: this worker's part of the rate, 0..1."""
+        `share`: this worker's part of the rate, 0..1; `called` is told the interface and the outcome of each reading,
+        `ok` or the reason of the fault."""
         self.api = api
         self.consent_refresh_s = consent_refresh_s
         self.telemetry_refresh_s = telemetry_refresh_s
@@ -58,6 +60,7 @@ class Synchroniser:
         self.consent = consent
         self.observe = observe
         self.telemetry_age = telemetry_age
+        self.called = called
         self.log = log
         self.clock = clock
 
@@ -85,7 +88,7 @@ class Synchroniser:
         The reading counts from before it began: a consent that was withdrawn meanwhile may still be in it.
         """
         at = self.clock()
-        listed = await self.api.authorized()
+        listed = await self._told("authorized-sns", self.api.authorized())
         by_shard: dict[int, list[tuple[str, float | None]]] = {shard: [] for shard in range(SHARDS)}
         for authorization in listed:
             by_shard[shard_of(authorization.sn)].append((authorization.sn, authorization.expires_at))
@@ -116,9 +119,9 @@ class Synchroniser:
         """One round over some devices."""
         for start in range(0, len(devices), TELEMETRY_BATCH):
             batch = devices[start : start + TELEMETRY_BATCH]
-            operations = await self._paced(self.api.operation([sn for sn, _ in batch]))
+            operations = await self._paced("operation", self.api.operation([sn for sn, _ in batch]))
             with_battery = [sn for sn, battery in batch if battery]
-            batteries = await self._paced(self.api.battery(with_battery)) if with_battery else []
+            batteries = await self._paced("bms", self.api.battery(with_battery)) if with_battery else []
             by_shard: dict[int, tuple[list[Operation], list[Battery]]] = {}
             for operation in operations:
                 by_shard.setdefault(shard_of(operation.sn), ([], []))[0].append(operation)
@@ -128,9 +131,18 @@ class Synchroniser:
                 {s: Telemetry(operations=tuple(o), batteries=tuple(b)) for s, (o, b) in by_shard.items()}
             )
 
-    async def _paced(self, call: Awaitable[Any]) -> Any:
+    async def _told(self, interface: str, call: Awaitable[Any]) -> Any:
+        try:
+            answer = await call
+        except ExternalFault as fault:
+            self.called(interface, fault.reason)
+            raise
+        self.called(interface, "ok")
+        return answer
+
+    async def _paced(self, interface: str, call: Awaitable[Any]) -> Any:
         started = time.monotonic()
-        answer = await call
+        answer = await self._told(interface, call)
         # The client throttles to the whole rate; a worker takes only its part of it.
         part = max(self.share(), 1 / SHARDS)
         await asyncio.sleep(max(0.0, 1 / (self.max_calls_per_s * part) - (time.monotonic() - started)))

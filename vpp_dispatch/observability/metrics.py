@@ -116,9 +116,6 @@ CATALOGUE: dict[str, tuple[Metric, ...]] = {
             purpose="set, release, query",
         ),
         _counter("commands_retried", "Commands that were a second or later attempt (R25)."),
-        _counter(
-            "commands_withheld", "Commands the publisher did not let out.", reason="consent, deadline, kill_switch"
-        ),
         _counter("publish_failures", "Batches that GoodWe's cluster did not acknowledge: published and unknown."),
         _gauge("commands_in_flight", "Commands without a result and without a timeout yet (R40)."),
         _gauge("commands_due", "Work that is due and not published yet."),
@@ -137,7 +134,6 @@ CATALOGUE: dict[str, tuple[Metric, ...]] = {
         _gauge(
             "silence_seconds", "Time since anything came back while something is unanswered; 0 = nothing is.", unit="s"
         ),
-        _gauge("kill_switch", "1 while only releases are published (R36), else 0."),
     ),
     "Shards": (
         _counter(
@@ -153,9 +149,6 @@ CATALOGUE: dict[str, tuple[Metric, ...]] = {
         _gauge("owned_shards", "Shards this worker owns."),
         _counter("rebalances", "Times the partitions were assigned anew."),
         _histogram("recovery_seconds", "From an assignment to its shards being read up.", LONG_BUCKETS_S),
-        _histogram(
-            "takeover_wait_seconds", "Sets held back after a takeover so that releases go first.", LONG_BUCKETS_S
-        ),
         _gauge("last_tick_timestamp_seconds", "Unix time of the last sweep over the owned shards.", unit="s"),
         _gauge(
             "clock_skew_seconds", "This clock minus the broker's append time; above 5 s only releases (R7).", unit="s"
@@ -172,7 +165,6 @@ CATALOGUE: dict[str, tuple[Metric, ...]] = {
             interface="token, or one of its seven interfaces",
             outcome="ok, rate_limited, external_fault, not_reachable",
         ),
-        _counter("realtime_rate_limited", "Calls that the Real-Time Data API turned away for coming too fast."),
     ),
 }
 
@@ -275,7 +267,6 @@ class Metrics:
     suspect: LabelledCounter
     commands_published: LabelledCounter
     commands_retried: LabelledCounter
-    commands_withheld: LabelledCounter
     publish_failures: LabelledCounter
     commands_in_flight: LabelledGauge
     commands_due: LabelledGauge
@@ -288,7 +279,6 @@ class Metrics:
     link_batches: LabelledCounter
     link_reachable: LabelledGauge
     silence_seconds: LabelledGauge
-    kill_switch: LabelledGauge
     inbox_messages: LabelledCounter
     checkpoint_seconds: BulkHistogram
     checkpoint_pages: LabelledCounter
@@ -298,13 +288,11 @@ class Metrics:
     owned_shards: LabelledGauge
     rebalances: LabelledCounter
     recovery_seconds: BulkHistogram
-    takeover_wait_seconds: BulkHistogram
     last_tick_timestamp_seconds: LabelledGauge
     clock_skew_seconds: LabelledGauge
     consent_age_seconds: LabelledGauge
     telemetry_age_seconds: LabelledGauge
     realtime_calls: LabelledCounter
-    realtime_rate_limited: LabelledCounter
 
     CONTENT_TYPE = CONTENT_TYPE_LATEST
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import get_type_hints
 
 import numpy as np
@@ -96,3 +97,10 @@ def test_nothing_to_observe() -> None:
 
 def test_the_document_is_up_to_date() -> None:
     assert metrics.main(["--check"]) == 0, "run python -m vpp_dispatch.observability.metrics --write"
+
+
+def test_every_metric_of_the_catalogue_is_set_somewhere() -> None:
+    package = Path(metrics.__file__).parents[1]
+    code = "\n".join(p.read_text() for p in package.rglob("*.py") if p.name != "metrics.py")
+    unused = [entry.name for entries in CATALOGUE.values() for entry in entries if f"etrics.{entry.name}" not in code]
+    assert unused == []
