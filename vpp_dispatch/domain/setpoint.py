@@ -203,9 +203,15 @@ class Setpoints:
         self.dirty.update(np.unique(rows // PAGE).tolist())
 
     def taken_over(self, now: float) -> None:
-        """After recovery: what was published and not saved is unknown, so each armed device may be set."""
+        """After recovery: what was published and not saved is unknown, so each armed device may be set.
+
+        The rows that said so are of a lower epoch, and a worker that was frozen may still write over them: no setpoint
+        goes out before they are saved under our own. Releases wait for nothing.
+        """
         c = self.columns
-        self.durable[:] = c["armed"]
+        self.durable[:] = False
+        self.touch(np.flatnonzero(c["armed"]))
+        self.urgent = bool(c["armed"].any())
         c["exposed"] += (c["armed"] & (c["exposed"] < 200)).astype(np.uint8)
         c["query"] += np.uint32(FIRST_QUERY_AFTER_TAKEOVER)
         c["purpose"] = 0

@@ -312,6 +312,8 @@ def test_r23_a_replay_makes_the_same_id() -> None:
     w.save()
     before = w.publish()
     w.crash()
+    assert w.publish() == [], "nothing is set again before it is saved under the new epoch"
+    w.save()
     again = w.publish()
     assert [s.id for s in again] == [s.id for s in before]
 

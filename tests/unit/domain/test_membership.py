@@ -177,6 +177,29 @@ def test_r02_a_replaced_revision_that_a_late_row_brings_back_holds_nothing() -> 
     assert len(w.sets()) == sets and w.devices[sns[1]][Actuator.EMS] == AUTO
 
 
+def test_r39_a_row_that_a_frozen_worker_writes_late_hides_no_setpoint_of_its_successor() -> None:
+    w = World()
+    w.fleet(1)
+    w.event("a", end=2)
+    w.run(2)
+    w.fate = lambda s: None if s.query else ResultCode.SUCCESS
+    w.run(1)
+    armed = dict(w.rows)
+    w.fate = lambda s: ResultCode.SUCCESS
+    w.run(4)
+    disarmed = {key: value for key, value in w.rows.items() if b"|ems|" in key}
+    assert not w.book.owes_release()
+    w.rows = armed  # the worker was frozen before this was written; another takes over ...
+    w.crash()
+    w.event("b", Kind.DISCHARGE, 1000, end=3)
+    w.rows.update(disarmed)  # ... the frozen one's row arrives ...
+    w.publish()
+    w.now += 10
+    w.crash()  # ... and that one dies too, before it has saved anything
+    w.run(10)
+    assert w.at_default()
+
+
 def test_r34_rows_of_two_epochs_mean_the_same_event_by_its_slot() -> None:
     slots = []
     for first in ("x", "a"):
