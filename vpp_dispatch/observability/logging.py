@@ -151,6 +151,9 @@ def configure(level: str, form: Format) -> dict[str, Any]:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,  # module loggers outlive a second configure() in tests; 1 us per line
     )
+    # A line per HTTP request, or per part of the framework that starts and stops, is no unit of work. Faust's services
+    # log under the module of their class, ours among them.
+    quiet = () if level == "debug" else ("faust", "mode", "aiokafka.consumer.group_coordinator", "vpp_dispatch.dispatch")
     config: dict[str, Any] = {
         "version": 1,
         "disable_existing_loggers": False,
@@ -167,8 +170,7 @@ def configure(level: str, form: Format) -> dict[str, Any]:
             }
         },
         "root": {"level": level.upper(), "handlers": ["out"]},
-        # a line per HTTP request is not a unit of work
-        "loggers": {name: {"level": "WARNING"} for name in ("httpx", "httpcore", "aiohttp.access")},
+        "loggers": {name: {"level": "WARNING"} for name in ("httpx", "httpcore", "aiohttp.access", *quiet)},
     }
     logging.config.dictConfig(config)
     return config

@@ -32,7 +32,7 @@ def lines(capfd: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
 
 def test_ours_and_theirs_are_json_of_one_form(capfd: pytest.CaptureFixture[str]) -> None:
     configure("info", "json")
-    structlog.get_logger("vpp_dispatch.dispatch.intake").info("signal.accepted", source="west", revision=1)
+    structlog.get_logger("vpp_dispatch.intake").info("signal.accepted", source="west", revision=1)
     logging.getLogger("faust.app").warning("rebalance %s", 7)
     structlog.get_logger("vpp_dispatch").debug("not.shown")
     ours, theirs = lines(capfd)
@@ -42,9 +42,16 @@ def test_ours_and_theirs_are_json_of_one_form(capfd: pytest.CaptureFixture[str])
         "source": "west",
         "revision": 1,
         "level": "info",
-        "logger": "vpp_dispatch.dispatch.intake",
+        "logger": "vpp_dispatch.intake",
     }
     assert (theirs["event"], theirs["level"], theirs["logger"]) == ("rebalance 7", "warning", "faust.app")
+
+
+def test_the_framework_s_own_comings_and_goings_are_shown_at_debug_only(capfd: pytest.CaptureFixture[str]) -> None:
+    for level, shown in (("info", []), ("debug", ["Starting"])):
+        configure(level, "json")
+        logging.getLogger("mode.services").info("Starting")
+        assert [line["event"] for line in lines(capfd)] == shown
 
 
 def test_an_exception_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +102,7 @@ config = configure("info", "json")
 app = faust.App("x", broker="kafka://127.0.0.1:1", web_enabled=False, logging_config=config)
 worker = faust.Worker(app, loglevel="INFO", redirect_stdouts=False, logging_config=dict(config))
 worker._setup_logging()
-worker.log.info("from the worker %s", 1)
+worker.log.warning("from the worker %s", 1)
 structlog.get_logger("vpp_dispatch").info("ours")
 """
 
@@ -152,6 +159,6 @@ def test_configure_holds_aiokafka_back_also_in_its_children(capfd: pytest.Captur
     configure("info", "json")
     for n in range(20):
         logging.getLogger("aiokafka.conn").error("node %s away", n)
-        logging.getLogger("faust").info("kept %s", n)
+        logging.getLogger("faust").warning("kept %s", n)
     shown = [line["logger"] for line in lines(capfd)]
     assert (shown.count("aiokafka.conn"), shown.count("faust")) == (3, 20)
