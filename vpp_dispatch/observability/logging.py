@@ -153,7 +153,7 @@ def configure(level: str, form: Format) -> dict[str, Any]:
     )
     # A line per HTTP request, or per part of the framework that starts and stops, is no unit of work. Faust's services
     # log under the module of their class, ours among them.
-    quiet = () if level == "debug" else ("faust", "mode", "aiokafka.consumer.group_coordinator", "vpp_dispatch.dispatch")
+    quiet = ("faust", "mode", "aiokafka.consumer.group_coordinator", "vpp_dispatch.dispatch")
     config: dict[str, Any] = {
         "version": 1,
         "disable_existing_loggers": False,
@@ -170,7 +170,10 @@ def configure(level: str, form: Format) -> dict[str, Any]:
             }
         },
         "root": {"level": level.upper(), "handlers": ["out"]},
-        "loggers": {name: {"level": "WARNING"} for name in ("httpx", "httpcore", "aiohttp.access", *quiet)},
+        "loggers": {
+            **{name: {"level": "WARNING"} for name in ("httpx", "httpcore", "aiohttp.access")},
+            **{name: {"level": "NOTSET" if level == "debug" else "WARNING"} for name in quiet},
+        },
     }
     logging.config.dictConfig(config)
     return config
