@@ -19,12 +19,12 @@ from vpp_dispatch.domain.account import State
 from vpp_dispatch.domain.book import Book
 from vpp_dispatch.domain.command import NO_VALUE, Commands, ResultCode, Results
 from vpp_dispatch.domain.device import Operation, Record
-from vpp_dispatch.domain.inputs import Cancel, Close, Consent, RegistryChange, Selector, ShardInput, Telemetry
+from vpp_dispatch.domain.inputs import Cancel, Consent, RegistryChange, Selector, ShardInput, Telemetry
 from vpp_dispatch.domain.roster import PAGE, Policy
 from vpp_dispatch.domain.setpoint import SETPOINT
 from vpp_dispatch.domain.signal import QUERY_BIT, Actuator, Control, Form, Kind, Targets
 
-from .world import AUTO, MODES, NO_LIMIT, SHARD, Catalogue
+from .world import AUTO, NO_LIMIT, SHARD, Catalogue
 
 POLICY = Policy(
     result_timeout_s=3.0,
@@ -90,7 +90,7 @@ class Chaos:
         self.ties = 0
         self.contents: dict[bytes, tuple[str, Actuator, bool, Pair]] = {}
         self.sent: list[tuple[float, Command]] = []
-        self.windows: list[tuple[Actuator, int, float]] = []  # (actuator, revision's watts, end)
+        self.windows: list[tuple[Actuator, float]] = []  # (actuator, end)
         self.events: dict[str, int] = {}
         self.consents: set[str] = set()
         self.records: dict[str, Record | None] = {}
@@ -156,7 +156,7 @@ class Chaos:
         if draw.random() < 0.2:
             self.put(selector)  # sent twice
         for control in controls:
-            self.windows.append((control.actuator, selector.end_at))  # type: ignore[arg-type]
+            self.windows.append((control.actuator, selector.end_at))
 
     # ---- a step of the world
 
@@ -190,7 +190,7 @@ class Chaos:
         if not self.quiet and draw.random() < 0.04:
             self._crash()
         elif draw.random() < 0.5:
-            self._save(0)
+            self._save()
             self._publish(self.book)
         self.steps += 1
         if self.steps % 4 == 0:
@@ -294,6 +294,11 @@ class Chaos:
                 if fails and self.draw.random() < 0.5:
                     continue  # the broker never had it
                 self._sent(command, float(commands.deadline_at[i]), int(commands.row[i]), zombie)
+            if not self.quiet and not zombie and self.draw.random() < 0.3:  # before the acknowledgement is here
+                if self.draw.random() < 0.2:
+                    self._event()
+                self._outside()
+                self._read()
             if not fails and not zombie:
                 book.published(commands, np.array(digests, np.uint64), self.now)
             elif fails:
@@ -324,7 +329,7 @@ class Chaos:
         columns = np.frombuffer(self.rows[newest][8:], SETPOINT)
         return bool(columns["armed"][row % PAGE]) and bool(columns["before"][row % PAGE])
 
-    def _save(self, upto: int) -> None:
+    def _save(self) -> None:
         shot = pages.snapshot(self.book, self.kept, self.read)
         if not self.quiet and self.draw.random() < 0.05:
             pages.soil(self.book)  # refused by the broker
@@ -402,6 +407,3 @@ class Chaos:
 
     def trace(self) -> list[tuple[float, bytes]]:
         return [(at, c.id) for at, c in self.sent]
-
-
-__all__ = ["AUTO", "Chaos", "Close", "MODES"]

@@ -1,0 +1,50 @@
+"""What holds whatever happens: one book among random faults (`chaos`), many seeds."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vpp_dispatch.domain.signal import Actuator
+
+from .chaos import Chaos
+
+
+def play(seed: int, *, steps: int = 80, calm_s: float = 60.0) -> Chaos:
+    """A run; `check` and the assertions on each command stand in `chaos`."""
+    run = Chaos(seed, devices=5)
+    for _ in range(steps):
+        run.step()
+    run.calm_down(calm_s)
+    return run
+
+
+@settings(max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 2**32 - 1))
+def test_whatever_happens_every_device_is_released_and_every_account_adds_up(seed: int) -> None:
+    run = play(seed)
+    run.check()
+    run.check_end()
+
+
+@pytest.mark.parametrize("seed", [2, 10, 26, 1267])
+def test_seeds_that_once_found_a_fault(seed: int) -> None:
+    run = play(seed)
+    run.check()
+    run.check_end()
+
+
+def test_chaos_happens_at_all() -> None:
+    """The runs above prove something only if they set, refuse, lose and crash."""
+    runs = [play(seed, calm_s=0.0) for seed in range(4)]
+    assert all(run.book.epoch > 1 for run in runs)
+    assert all(len(run.sent) > 20 for run in runs)
+    assert {actuator for run in runs for device in run.devices.values() for actuator, _, _ in device.executed} == {
+        Actuator.EMS,
+        Actuator.EXPORT,
+    }
+
+
+def test_the_same_inputs_send_the_same_commands() -> None:
+    assert play(7, calm_s=5.0).trace() == play(7, calm_s=5.0).trace()
