@@ -533,6 +533,8 @@ class Book:
                 open_ = m["published_at"][(m["state"] == State.PUBLISHED) & ~m["live"]]
                 if len(open_):
                     times.append(float(open_.min()) + self.policy.result_timeout_s)
+            if membership.closed_at:
+                times.append(membership.closed_at + KEEP_CLOSED_S)
         c = self.roster.columns[: len(self.roster)]
         until = c["consent_until"][(c["consent"] == LISTED) & (c["consent_until"] > now)]
         if len(until):
