@@ -214,7 +214,7 @@ class Publisher:
         self.metrics.silence_seconds.set(0.0 if self._waiting_since is None else now - self._waiting_since)
 
     def _silent(self, now: float) -> bool:
-        return self._waiting_since is not None and now - self._waiting_since > self.result_timeout_s
+        return self._waiting_since is not None and now - self._waiting_since >= self.result_timeout_s
 
     def _probe(self, chosen: np.ndarray, again: np.ndarray, now: float) -> np.ndarray:
         """First tries go out as ever; of retries a few at a time, until anything comes back (R41)."""
