@@ -277,7 +277,7 @@ class Coordinator:
         )
         if verdict is Verdict.ACCEPTED and signal.action is Action.DISPATCH:
             self._signals[event.key] = signal
-        await self._decided(event, signal.revision, signal.action.value, verdict, now)
+        await self._decided(event, signal.revision, signal.action.value, verdict)
 
     async def _unread(self, message: SignalReceived, refusal: Refusal, at: float, now: float) -> None:
         identity = refusal.identity
@@ -301,10 +301,10 @@ class Coordinator:
         if event is None:
             return
         verdict = event.refuse_unread(message.revision, reason=message.reason, at=at, traceparent=message.traceparent)
-        await self._decided(event, message.revision, "unknown", verdict, now, detail=message.detail)
+        await self._decided(event, message.revision, "unknown", verdict, detail=message.detail)
 
     async def _event(self, source: str, event_id: str, now: float) -> Event | None:
-        """The event of a signal, with everything that it owed before delivered."""
+        """The event of a signal; a final report that it owes goes out before a new revision can begin."""
         name = f"{source}/{event_id}"
         event = self._events.get(name) or Event(source=source, event_id=event_id)
         if event.source != source:
@@ -312,15 +312,12 @@ class Coordinator:
             self._metrics.signals.add(source=self._label(source), action="unknown", verdict="ambiguous_name")
             self._log.error("signal.ambiguous", source=source, event_id=event_id, taken_by=event.source)
             return None
-        if event.busy:
-            await self._deliver(event, now)
-            run = event.run
-            if run is not None and run.state == "closed" and event.report_due:
-                await self._report(event, now)
+        if event.run is not None and event.run.state == "closed" and event.report_due:
+            await self._report(event, now)
         return event
 
     async def _decided(
-        self, event: Event, revision: int, action: str, verdict: Verdict, now: float, detail: str | None = None
+        self, event: Event, revision: int, action: str, verdict: Verdict, detail: str | None = None
     ) -> None:
         answer = event.answers.get(revision)
         replies = [] if answer is None else [reply for _, reply in event.untold if reply in answer.replies]
@@ -338,7 +335,7 @@ class Coordinator:
         )
         self._events[event.key] = event
         self._open[event.key] = event
-        await self._deliver(event, now)
+        await self._deliver(event)
 
     def _label(self, source: str) -> str:
         """The source as a metric's label: one that is configured, so that there is an end to them."""
@@ -373,10 +370,10 @@ class Coordinator:
 
     async def _advance(self, event: Event, now: float) -> None:
         event.dirty = event.dirty or event.lazy
-        await self._deliver(event, now)
+        await self._deliver(event)
         happened = event.advance(now, grace_s=self._settings.dispatch.settle_grace_s)
         if happened:
-            await self._deliver(event, now)
+            await self._deliver(event)
         if event.report_due and now >= event.reported_at + REPORT_EVERY_S:
             await self._report(event, now)
         for what in happened:
@@ -412,7 +409,7 @@ class Coordinator:
 
     # ------------------------------------------------------------------ out
 
-    async def _deliver(self, event: Event, now: float) -> None:
+    async def _deliver(self, event: Event) -> None:
         """Brings out what the event owes, in order: rows, responses, messages to the shards."""
         await self._save(event)
         await self._respond(event)

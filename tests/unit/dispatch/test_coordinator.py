@@ -651,6 +651,95 @@ async def test_a_takeover_writes_under_its_own_epoch_and_drops_the_older_rows() 
     w.check()
 
 
+async def test_a_takeover_in_quiet_sends_nothing_again() -> None:
+    w = World()
+    await play(w, dispatch("open", start=None, end=500), dispatch("over"), dispatch("cut", end=500))
+    await play(w, cancel("cut"), seconds=1)
+    await play(w, seconds=5)
+    w.committed = w.read
+    published, sent = len(w.published), len(w.to_shard)
+    w.start()
+    await play(w, seconds=5)
+    assert len(w.to_shard) == sent
+    again = [content for _, content in w.said[published:]]
+    assert [(c["event_id"], c["state"]) for c in again if "state" in c] == [("open", "active")], "it may have been lost"
+    assert [c for c in again if "code" in c] == []
+
+
+async def test_r01_a_replaced_revision_is_still_answered_after_a_takeover() -> None:
+    w = World()
+    body = dispatch("a", end=500)
+    await play(w, body, dispatch("a", 2, end=600), seconds=4)
+    w.start()
+    before = len(w.said)
+    await play(w, body, seconds=0.5)
+    assert [(c["revision"], c["code"]) for _, c in w.said[before:] if "code" in c] == [(1, 1)]
+
+
+async def test_r02_counts_of_a_replaced_revision_do_not_come_back_with_a_takeover() -> None:
+    w = World()
+    await play(w, dispatch("a", end=500), seconds=4)
+    assert w.reports("a")[-1]["shards"]["reported"] == 2
+    w.silent = {7, 9}
+    await play(w, dispatch("a", 2, start=None, end=600), seconds=1)
+    w.start()
+    await play(w, seconds=2)
+    assert w.reports("a")[-1]["revision"] == 2
+    assert w.reports("a")[-1]["shards"]["reported"] == 0
+
+
+async def test_what_an_event_owes_goes_out_before_a_new_revision_of_it_is_judged() -> None:
+    w = World()
+    working = w.publish
+
+    async def dies_at_the_final_report(topic: str, messages: Sequence[Message]) -> None:
+        if b'"final":true' in (messages[0].value or b""):
+            raise Death
+        await working(topic, messages)
+
+    w.publish = dies_at_the_final_report  # type: ignore[method-assign]
+    w.send(received(dispatch("a")))
+
+    async def until_death() -> None:
+        while w.now < T + 20:
+            w.now += 0.5
+            w.tell()
+            await w.handle()
+            await w.tick()
+
+    with pytest.raises(Death):
+        await until_death()
+    w.publish = working  # type: ignore[method-assign]
+    w.start()
+    w.send(received(dispatch("a", 2, start=None, end=500)))
+    await w.handle()
+    w.check()
+    assert w.reports("a")[-1]["final"]
+    assert w.responses("a") == [(1, 1), (1, 2), (1, 3), (2, 1)]
+
+
+async def test_a_fetch_that_is_tried_again_answers_only_what_was_not_answered() -> None:
+    w = World()
+    w.send(received(dispatch("a")))
+    w.send(received(dispatch("b")))
+    w.plan.at = 2 * 4  # each: two rows, the response, the selectors; so the selectors of b
+    with pytest.raises(ExternalFault):
+        await w.handle()
+    await w.handle()
+    assert [c["event_id"] for c in w.contents(RESPONSES)].count("a") == 1
+    assert w.responses("b") == [(1, 1)]
+
+
+async def test_a_takeover_writes_what_is_open_even_if_nothing_happens_to_it() -> None:
+    w = World()
+    w.silent = {7, 9}
+    await play(w, dispatch("a", start=400, end=500), seconds=1)
+    w.committed = w.read
+    w.start()
+    await w.run(1)
+    assert {key for key in w.rows if b"|life|" in key} == {b"0|west/a|life|2"}
+
+
 async def test_late_rows_of_a_frozen_worker_change_nothing() -> None:
     w = World()
     await play(w, dispatch("a", start=1, end=500), seconds=0.5)
