@@ -33,13 +33,24 @@ def test_the_modules_of_what_is_built_exist() -> None:
 def test_the_tests_that_are_named_exist() -> None:
     missing = []
     for rule, _, _, named in rows():
-        path = ""
         for name in re.findall(r"`([^`]+)`", named):
-            path, _, test = name.rpartition("::") if not name.startswith("::") else (path, "", name[2:])
+            path, *_, test = [*name.split("::"), ""] if "::" not in name else name.split("::")
+            wanted = rf"def {test}\(" if test else rf"def test_\w*_?r{int(rule[1:]):02}_\w*\("
             file = ROOT / "tests" / path
-            if not file.is_file() or not re.search(rf"def {test}\(", file.read_text()):
+            if not file.is_file() or not re.search(wanted, file.read_text()):
                 missing.append(f"{rule}: {name}")
     assert missing == []
+
+
+def test_every_rule_that_is_built_names_a_test() -> None:
+    untested = [rule for rule, state, _, named in rows() if not state.startswith("not built") and "`" not in named]
+    assert untested == []
+
+
+def test_every_decision_is_in_the_index() -> None:
+    folder = ROOT / "docs" / "decisions"
+    index = (folder / "README.md").read_text()
+    assert [path.name for path in sorted(folder.glob("0*.md")) if f"({path.name})" not in index] == []
 
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
