@@ -368,9 +368,10 @@ class Book:
         if membership.ended:
             return
         selector = membership.selector
-        if not membership.started and selector.start_at <= now < membership.end_at:
+        if not membership.started and selector.start_at <= now:
+            # A window that was missed altogether too: who was told of it by a worker that died is a member still.
             membership.resolve(*self.roster.members(selector.targets))
-            membership.started = True
+            membership.started = now < membership.end_at
         if now >= membership.end_at:
             for part in membership.parts:
                 self._observe(membership, part, now, last=True)
