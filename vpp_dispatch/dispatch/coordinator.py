@@ -147,6 +147,7 @@ class Coordinator:
         self._done: set[tuple[str, int, int]] = set()  # signals of a `handle` that did not end
         self._expire_at = 0.0
         self._gauge_at = 0.0
+        self._gauge()
 
     # ------------------------------------------------------------------ takeover
 
@@ -362,11 +363,14 @@ class Coordinator:
         await self._drop_some()
         if now >= self._gauge_at:
             self._gauge_at = now + 1.0
-            states = dict.fromkeys(("scheduled", "active", "ending"), 0.0)
-            for event in self._open.values():
-                if event.run is not None and event.run.state != "closed":
-                    states[event.run.state] += 1
-            self._metrics.events.set_all(states)
+            self._gauge()
+
+    def _gauge(self) -> None:
+        states = dict.fromkeys(("scheduled", "active", "ending"), 0.0)
+        for event in self._open.values():
+            if event.run is not None and event.run.state != "closed":
+                states[event.run.state] += 1
+        self._metrics.events.set_all(states)
 
     async def _advance(self, event: Event, now: float) -> None:
         event.dirty = event.dirty or event.lazy

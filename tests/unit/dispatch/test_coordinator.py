@@ -758,7 +758,9 @@ async def test_late_rows_of_a_frozen_worker_change_nothing() -> None:
 async def test_what_was_lost_is_forgotten() -> None:
     w = World()
     await play(w, dispatch("a"), seconds=3)
+    assert w.metrics.value("vpp_dispatch_events", state="active") == 1
     w.coordinator.forget()
+    assert w.metrics.value("vpp_dispatch_events", state="active") == 0, "another worker counts it now"
     w.published.clear()
     await w.coordinator.tick(T + 500)
     assert w.published == []
