@@ -445,64 +445,67 @@ class Setpoints:
 
     def fold_queries(self, results: QueryResults, now: float) -> tuple[Rows, Rows]:
         """Folds query results; returns (rows whose release is confirmed, rows whose release is refused) (R27, R37)."""
-        confirmed: list[int] = []
-        refused: list[int] = []
         c = self.columns
         early = (results.query == c["query"][results.row] + np.uint32(1)) & self.asking[results.row]
         if early.any():
             self.early_queries.append(results.only(early))
         live = (results.query == c["query"][results.row]) & (c["purpose"][results.row] > 0)
-        for i in np.flatnonzero(live).tolist():
-            row = int(results.row[i])
-            x = c[row]
-            purpose, x["purpose"] = int(x["purpose"]), 0
-            code, pair = int(results.code[i]), (int(results.first[i]), int(results.second[i]))
-            self.dirty.add(row // PAGE)
-            newest = x["query_for"] == x["generation"] and not x["held"] and x["armed"]
-            if code != ResultCode.SUCCESS or NO_VALUE in pair:
-                x["query_next_at"] = now + self.policy.retry_backoff_s
-                if code in _ASKABLE:
-                    continue
-                if purpose == READ_DEFAULT and "family" in self.policy.defaults and not x["armed"]:
-                    x["before"] = FROM_FAMILY
-                    x["before_first"], x["before_second"] = self.family_default
-                    self.wanted[row] = False
-                elif purpose == READ_BACK and newest:  # a reachable device that will not be read: owed, and it pages
-                    x["query_next_at"] = now + 10 * self.policy.release_retry_s
-                    x["refused"] = True
-                    refused.append(row)
-            elif purpose == READ_DEFAULT:
-                if not x["armed"]:
-                    x["before"] = FROM_QUERY
-                    x["before_first"], x["before_second"] = pair
-                    self.wanted[row] = False
-            elif newest:
-                self._read_back(row, pair, confirmed, refused, now)
-        return np.array(confirmed, np.int64), np.array(refused, np.int64)
+        index = np.flatnonzero(live & ~repeats(results.row, live))
+        rows, code, first, second = (x[index] for x in (results.row, results.code, results.first, results.second))
+        purpose = c["purpose"][rows]
+        c["purpose"][rows] = 0
+        self.touch(rows)
 
-    def _read_back(self, row: int, pair: tuple[int, int], confirmed: list[int], refused: list[int], now: float) -> None:
-        x = self.columns[row]
-        if pair == (int(x["first"]), int(x["second"])):
-            if x["acknowledged"] != x["generation"]:
-                x["agreed"] += 1
-                x["query_next_at"] = 0
-                if x["agreed"] < 2:
-                    return
-                x["acknowledged"] = x["generation"]
-            x["refused"] = False
-            confirmed.append(row)
-        elif pair == (int(x["held_first"]), int(x["held_second"])) or x["drifted"] == 0:
-            x["drifted"] = min(int(x["drifted"]) + 1, 100)
-            self._renew(np.array([row]))
-            if x["drifted"] > 1:  # still latched: a debt, paid at the pace of releases
-                x["next_at"] = now + self.policy.release_retry_s
-            return
-        else:  # somebody else's value, twice: the owner's own choice; nobody fights a person (R27)
-            x["refused"] = True
-            refused.append(row)
-        x["armed"] = False
-        x["exposed"] = 0
-        self.durable[row] = False
+        armed = c["armed"][rows]
+        read = (code == ResultCode.SUCCESS) & (first != NO_VALUE) & (second != NO_VALUE)
+        newest = (c["query_for"][rows] == c["generation"][rows]) & ~c["held"][rows] & armed
+        c["query_next_at"][rows[~read]] = now + self.policy.retry_backoff_s
+        denied = ~read & ~np.isin(code, _ASKABLE)
+
+        family = denied & (purpose == READ_DEFAULT) & ~armed & ("family" in self.policy.defaults)
+        told = read & (purpose == READ_DEFAULT) & ~armed
+        c["before"][rows[told]] = FROM_QUERY
+        c["before_first"][rows[told]], c["before_second"][rows[told]] = first[told], second[told]
+        c["before"][rows[family]] = FROM_FAMILY
+        c["before_first"][rows[family]], c["before_second"][rows[family]] = self.family_default
+        self.wanted[rows[told | family]] = False
+
+        # A reachable device that will not be read: the release is owed, and it pages (R19).
+        unread = rows[denied & (purpose == READ_BACK) & newest]
+        c["query_next_at"][unread] = now + 10 * self.policy.release_retry_s
+        c["refused"][unread] = True
+        back = read & (purpose == READ_BACK) & newest
+        confirmed, overruled = self._read_back(rows[back], first[back], second[back], now)
+        return confirmed, np.union1d(unread, overruled)
+
+    def _read_back(self, rows: Rows, first: I32, second: I32, now: float) -> tuple[Rows, Rows]:
+        """What devices show whose release is the newest setpoint; returns (confirmed, overruled by the owner) rows."""
+        c = self.columns
+        equal = (first == c["first"][rows]) & (second == c["second"][rows])
+        latched = (first == c["held_first"][rows]) & (second == c["held_second"][rows])
+        again = ~equal & (latched | (c["drifted"][rows] == 0))
+        overruled = rows[~equal & ~again]  # somebody else's value, twice: nobody fights a person (R27)
+
+        unanswered = rows[equal & (c["acknowledged"][rows] != c["generation"][rows])]
+        c["agreed"][unanswered] += 1
+        c["query_next_at"][unanswered] = 0
+        agreed = unanswered[c["agreed"][unanswered] >= 2]
+        c["acknowledged"][agreed] = c["generation"][agreed]
+        confirmed = rows[equal & (c["acknowledged"][rows] == c["generation"][rows])]
+
+        drifted = rows[again]
+        c["drifted"][drifted] = np.minimum(c["drifted"][drifted], 99) + 1
+        self._renew(drifted)
+        still = drifted[c["drifted"][drifted] > 1]  # still latched: a debt, paid at the pace of releases
+        c["next_at"][still] = now + self.policy.release_retry_s
+
+        c["refused"][confirmed] = False
+        c["refused"][overruled] = True
+        over = np.concatenate([confirmed, overruled])
+        c["armed"][over] = False
+        c["exposed"][over] = 0
+        self.durable[over] = False
+        return confirmed, overruled
 
     # ------------------------------------------------------------------ work
 
