@@ -34,7 +34,7 @@ FAULTS_ALLOWED = "VPP_DISPATCH_FAULTS"
 
 Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
 TopicName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
-SourceName = Annotated[str, Field(min_length=1, max_length=64)]
+SourceName = Annotated[str, Field(pattern=r"^[^/]{1,64}$")]
 Kind = Literal[
     "charge", "discharge", "standby", "import_target", "export_target", "export_limit", "generation_limit",
     "power_factor",

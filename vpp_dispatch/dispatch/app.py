@@ -426,6 +426,8 @@ class Worker:
         try:
             async with asyncio.timeout(self.settings.kafka.rebalance_timeout_s / 2):
                 async with self._coordinating:
+                    if not self.lease.fresh():
+                        await self.shards.renew(self._commit)
                     await self.shards.checkpoint(self._commit, everything=True)
         except (ExternalFault, TimeoutError) as fault:
             self.log.warning("shards.last_checkpoint", detail=f"not written, the next owner reads it again: {fault!r}")
@@ -457,7 +459,13 @@ class Worker:
 
     def loops(self) -> list[Coroutine[Any, Any, None]]:
         """What runs beside the app, each until it is cancelled."""
-        return [self._tick_loop(), self._checkpoint_loop(), self._tell_loop(), self.publisher.run()]
+        return [
+            self._tick_loop(),
+            self._lease_loop(),
+            self._checkpoint_loop(),
+            self._tell_loop(),
+            self.publisher.run(),
+        ]
 
     async def _tick_loop(self) -> None:
         while True:
@@ -489,15 +497,25 @@ class Worker:
         if self.coordinates and self._events_next is None:
             self._events_next = faust_fixes.committed_position(self.app, TP(topics.event_inbox, 0))
 
+    async def _lease_loop(self) -> None:
+        """Renews the lease three times in its life; as soon as positions are known after a takeover."""
+        while True:
+            if self.running:
+                try:
+                    if not self.lease.fresh():
+                        self._take_positions()
+                    await self.shards.renew(self._commit)
+                except ExternalFault as fault:
+                    self.log.warning("lease.not_renewed", reason=fault.reason, detail=str(fault))
+            await asyncio.sleep(self.lease.lasts_s / 3 if self.lease.fresh() else 0.1)
+
     async def _checkpoint_loop(self) -> None:
         last = 0.0
         while True:
             await asyncio.sleep(0.05)
-            if not self.running:
+            if not self.running or not self.lease.fresh():
                 continue
-            if not self.lease.fresh():
-                self._take_positions()
-            elif time.monotonic() - last < 1.0 and not self.shards.is_urgent():
+            if time.monotonic() - last < 1.0 and not self.shards.is_urgent():
                 continue
             last = time.monotonic()
             try:

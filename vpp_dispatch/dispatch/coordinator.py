@@ -275,6 +275,7 @@ class Coordinator:
             # Whoever could start it may end it, also after the grant is gone.
             objections=tuple(word for word in objections(signal, grant) if not (known and word == "not_granted")),
             traceparent=message.traceparent,
+            origin=_origin(message),
         )
         if verdict is Verdict.ACCEPTED and signal.action is Action.DISPATCH:
             self._signals[event.key] = signal
@@ -301,7 +302,13 @@ class Coordinator:
         event = await self._event(message.source, message.event_id, now)
         if event is None:
             return
-        verdict = event.refuse_unread(message.revision, reason=message.reason, at=at, traceparent=message.traceparent)
+        verdict = event.refuse_unread(
+            message.revision,
+            reason=message.reason,
+            at=at,
+            traceparent=message.traceparent,
+            origin=_origin(message),
+        )
         await self._decided(event, message.revision, "unknown", verdict, detail=message.detail)
 
     async def _event(self, source: str, event_id: str, now: float) -> Event | None:
@@ -565,6 +572,11 @@ class Coordinator:
             raise
         except Exception as fault:
             raise ExternalFault(f"an event's row was not acknowledged: {fault!r}", reason="our_kafka") from fault
+
+
+def _origin(message: SignalReceived | SignalRefused) -> str:
+    origin = message.origin
+    return f"{origin.topic}/{origin.partition}/{origin.offset}"
 
 
 def _split(key: bytes) -> tuple[str, str, int]:

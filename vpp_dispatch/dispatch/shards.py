@@ -96,7 +96,13 @@ class Shards:
     # ------------------------------------------------------------------ ownership
 
     def take_over(
-        self, shards: Iterable[int], rows: Mapping[bytes, bytes], *, generation: int, ends: Mapping[int, int], now: float
+        self,
+        shards: Iterable[int],
+        rows: Mapping[bytes, bytes],
+        *,
+        generation: int,
+        ends: Mapping[int, int],
+        now: float,
     ) -> None:
         """Builds the books of the owned shards from their saved rows.
 
@@ -230,22 +236,29 @@ class Shards:
 
     # ------------------------------------------------------------------ checkpoint
 
-    async def checkpoint(self, commit: Callable[[Mapping[int, int]], Awaitable[bool]], *, everything: bool = False) -> bool:
-        """Saves the shards that are due and commits; renews the lease even when nothing is to be saved.
+    async def renew(self, commit: Callable[[Mapping[int, int]], Awaitable[bool]]) -> None:
+        """Commits the offsets that are saved, once more: a success renews the lease.
+
+        Beside the checkpoints, since those wait for rows to be delivered. Raises ExternalFault if it was refused.
+        """
+        if self.lease.lapsed():
+            # Whoever owns these shards by now makes this fail; only then may anything be written or published (R39).
+            self.metrics.lease_lapses.add()
+            self.log.warning("lease.lapsed", detail="renewing before anything is written or published")
+        await self._commit(commit, {})
+
+    async def checkpoint(
+        self, commit: Callable[[Mapping[int, int]], Awaitable[bool]], *, everything: bool = False
+    ) -> bool:
+        """Saves the shards that are due and commits what is saved; nothing without the lease (R39).
 
         `commit` takes the next offset per shard and says whether the broker accepted any. Returns False if nothing may
         be written. Raises ExternalFault when rows or commit were refused; everything is then saved again.
         """
         async with self._saving:
             books = dict(self.books)
-            if not books:
-                await self._commit(commit, {})
+            if not books or not self.lease.fresh():
                 return False
-            if self.lease.lapsed():
-                # Whoever else owns these shards by now refuses this; only then may anything be written (R39).
-                self.metrics.lease_lapses.add()
-                self.log.warning("lease.lapsed", detail="renewing before anything is written or published")
-                await self._commit(commit, {})
             started = time.monotonic()
             due = [b for s, b in books.items() if s in self._next and (everything or self._is_due(b, started))]
             shots = [pages.snapshot(book, self._kept[book.shard], self._next[book.shard]) for book in due]

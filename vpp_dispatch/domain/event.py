@@ -125,12 +125,16 @@ class Reply:
 
 @dataclass(slots=True, kw_only=True)
 class Answer:
-    """How one revision was answered. `digest` is of its content; empty where the content could not be read."""
+    """How one revision was answered. `digest` is of its content; empty where the content could not be read.
+
+    `origin` names the record that brought it: the same record read again is no repetition by its sender.
+    """
 
     revision: int
     digest: str
     accepted: bool
     traceparent: str | None = None
+    origin: str = ""
     replies: list[Reply] = field(default_factory=list)
 
 
@@ -239,6 +243,7 @@ class Event:
         longest_s: float,
         objections: tuple[str, ...],
         traceparent: str | None = None,
+        origin: str = "",
     ) -> Verdict:
         """Judges a signal (R1-R5, R15) and does to the event what it says.
 
@@ -249,10 +254,11 @@ class Event:
             longest_s: longest event in seconds (R5).
             objections: why it is refused although it is valid, see `objections`.
             traceparent: of the signal, for everything that answers it.
+            origin: the record that brought it, as `topic/partition/offset`.
         """
         answer = self.answers.get(signal.revision)
         if answer is not None:
-            return self._again(answer, signal.digest, at)
+            return self._again(answer, signal.digest, at, origin)
         dispatch = signal.action is Action.DISPATCH
         start_at = at if signal.start_at is None else signal.start_at
         end_at = start_at + longest_s if signal.end_at is None else signal.end_at
@@ -271,7 +277,7 @@ class Event:
             code = NOT_APPLICABLE
         elif signal.action is Action.CANCEL and self._finished(now):
             code, reasons = NOT_APPLICABLE, ("finished",)
-        answer = Answer(revision=signal.revision, digest=signal.digest, accepted=not code, traceparent=traceparent)
+        answer = Answer(revision=signal.revision, digest=signal.digest, accepted=not code, traceparent=traceparent, origin=origin)
         if code:
             # What was read too late says when it was read, else it would seem to be in time.
             self._refuse(answer, code, max(at, now) if code == EXPIRED else at, reasons)
@@ -284,18 +290,20 @@ class Event:
         return Verdict.ACCEPTED
 
     def refuse_unread(
-        self, revision: int, *, reason: str, at: float, digest: str = "", traceparent: str | None = None
+        self, revision: int, *, reason: str, at: float, digest: str = "", traceparent: str | None = None, origin: str = ""
     ) -> Verdict:
         """Answers a signal that cannot be used, of a sender that is known (R8): 253, once per revision."""
         answer = self.answers.get(revision)
         if answer is not None:
-            return self._again(answer, digest, at)
-        answer = Answer(revision=revision, digest=digest, accepted=False, traceparent=traceparent)
+            return self._again(answer, digest, at, origin)
+        answer = Answer(revision=revision, digest=digest, accepted=False, traceparent=traceparent, origin=origin)
         self._refuse(answer, INVALID, at, (reason,))
         return Verdict.REFUSED
 
-    def _again(self, answer: Answer, digest: str, at: float) -> Verdict:
+    def _again(self, answer: Answer, digest: str, at: float, origin: str) -> Verdict:
         """A revision that was answered before: the same message again (R1), or a second content under its number."""
+        if origin and origin == answer.origin and answer.revision in self.live:
+            return Verdict.REPEATED  # by us, after a takeover or a fault; what is still untold goes out by itself
         if answer.accepted and answer.digest != digest:
             reply = next((r for r in answer.replies if r.code == INVALID), None)
             if reply is None:

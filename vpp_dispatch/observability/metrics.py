@@ -70,8 +70,8 @@ CATALOGUE: dict[str, tuple[Metric, ...]] = {
         _counter(
             "signals",
             "Signals decided by the coordinator (R1-R9).",
-            source="a configured source",
-            action="dispatch, cancel, release",
+            source="a configured source, or *",
+            action="dispatch, cancel, release, unknown",
             verdict="accepted, repeated, or the reason of the refusal or drop",
         ),
         _counter(
