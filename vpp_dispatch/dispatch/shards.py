@@ -189,7 +189,7 @@ class Shards:
             self._note(book.step(messages, now, reconcile=read_up), run)  # type: ignore[arg-type]
             if read_up and not was_read_up:
                 book.step([], now)
-        except Exception:
+        except Exception:  # noqa: BLE001  told one by one below
             self._fold_alone(book, messages, run, now)
         self.wake.set()
 

@@ -62,7 +62,8 @@ class Reason(IntEnum):
 
 # Upper bounds of the latency buckets in seconds; one more bucket is open.
 LATENCY_BUCKETS_S: tuple[float, ...] = (
-    0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 240, 300, 600, 1200, 3600,
+    0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 240, 300, 600, 1200,
+    3600,
 )  # fmt: skip
 
 

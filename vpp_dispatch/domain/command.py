@@ -93,6 +93,16 @@ def concatenate(parts: Sequence[Commands]) -> Commands:
         sn=[sn for part in parts for sn in part.sn],
         **{
             name: np.concatenate([getattr(part, name) for part in parts])
-            for name in ("shard", "row", "actuator", "generation", "attempt", "first", "second", "deadline_at", "rated_w")
+            for name in (
+                "shard",
+                "row",
+                "actuator",
+                "generation",
+                "attempt",
+                "first",
+                "second",
+                "deadline_at",
+                "rated_w",
+            )
         },
     )

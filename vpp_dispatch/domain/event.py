@@ -277,7 +277,9 @@ class Event:
             code = NOT_APPLICABLE
         elif signal.action is Action.CANCEL and self._finished(now):
             code, reasons = NOT_APPLICABLE, ("finished",)
-        answer = Answer(revision=signal.revision, digest=signal.digest, accepted=not code, traceparent=traceparent, origin=origin)
+        answer = Answer(
+            revision=signal.revision, digest=signal.digest, accepted=not code, traceparent=traceparent, origin=origin
+        )
         if code:
             # What was read too late says when it was read, else it would seem to be in time.
             self._refuse(answer, code, max(at, now) if code == EXPIRED else at, reasons)
@@ -290,7 +292,14 @@ class Event:
         return Verdict.ACCEPTED
 
     def refuse_unread(
-        self, revision: int, *, reason: str, at: float, digest: str = "", traceparent: str | None = None, origin: str = ""
+        self,
+        revision: int,
+        *,
+        reason: str,
+        at: float,
+        digest: str = "",
+        traceparent: str | None = None,
+        origin: str = "",
     ) -> Verdict:
         """Answers a signal that cannot be used, of a sender that is known (R8): 253, once per revision."""
         answer = self.answers.get(revision)
