@@ -173,7 +173,9 @@ def newest(rows: Mapping[bytes, bytes], shards: Iterable[int]) -> dict[int, dict
     return wanted
 
 
-def load(book: Book, found: Mapping[PageName, Mapping[int, bytes]], rows: Mapping[bytes, bytes], now: float) -> dict[PageName, set[bytes]]:
+def load(
+    book: Book, found: Mapping[PageName, Mapping[int, bytes]], rows: Mapping[bytes, bytes], now: float
+) -> dict[PageName, set[bytes]]:
     """Fills an empty book from its saved rows, the highest epoch of each page; returns the keys that stand there."""
     kept = {name: set(by_epoch.values()) for name, by_epoch in found.items()}
     best = {name: rows[by_epoch[max(by_epoch)]] for name, by_epoch in found.items()}
@@ -190,7 +192,9 @@ def load(book: Book, found: Mapping[PageName, Mapping[int, bytes]], rows: Mappin
         elif kind != "devices" and kind != "event":
             actuator = Actuator[kind.upper()]
             start = int(page) * PAGE
-            room = max(len(book.setpoints[actuator].columns) - start, 0)  # a late row may know devices that are not read yet
+            room = max(
+                len(book.setpoints[actuator].columns) - start, 0
+            )  # a late row may know devices that are not read yet
             columns = np.frombuffer(body, SETPOINT)[:room]
             book.setpoints[actuator].columns[start : start + len(columns)] = columns
             book.folded_to[actuator, int(page)] = offset
@@ -271,4 +275,3 @@ def _membership(e: _Event) -> Membership:
     m.told_strangers = np.frombuffer(e.told_strangers, STRANGER).copy()
     m.dirty = False
     return m
-

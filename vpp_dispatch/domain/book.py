@@ -14,7 +14,7 @@ import numpy as np
 
 from vpp_dispatch.domain import correlation
 from vpp_dispatch.domain.account import Counts, Reason, State
-from vpp_dispatch.domain.command import NO_VALUE, U8, Commands, Flags, ResultCode, Results
+from vpp_dispatch.domain.command import I32, NO_VALUE, U8, Commands, Flags, ResultCode, Results
 from vpp_dispatch.domain.inputs import Cancel, Close, Consent, Progress, RegistryChange, Selector, ShardInput, Telemetry
 from vpp_dispatch.domain.membership import (
     HOLDING,
@@ -148,7 +148,7 @@ class Book:
                     pair = (pair[0], int(self._in_steps(rows_, np.array([pair[1]]))[0]))
                 setpoints.registry[row] = (True, *pair) if pair else (False, 0, 0)
 
-    def _in_steps(self, rows: Rows, watts: np.ndarray) -> np.ndarray:
+    def _in_steps(self, rows: Rows, watts: I32) -> I32:
         """Export limits as devices can express them: whole steps, rounded down, never looser than asked.
 
         Families that count in percent know no more than 100 % of the rating.
@@ -156,7 +156,8 @@ class Book:
         ability = self.roster.ability[rows]
         step = np.maximum(ability["export_step_w"], 1.0)
         most = np.where((step > 1.0) & (ability["rated_w"] > 0), ability["rated_w"], np.iinfo(np.int32).max)
-        return np.minimum(np.floor(np.floor(watts / step + 1e-9) * step + 1e-9), most).astype(np.int32)
+        limits: I32 = np.minimum(np.floor(np.floor(watts / step + 1e-9) * step + 1e-9), most).astype(np.int32)
+        return limits
 
     def _selector(self, selector: Selector, now: float) -> None:
         event = selector.event
@@ -216,9 +217,9 @@ class Book:
 
     def _results(self, offset: int, results: Results, now: float, effects: Effects) -> None:
         shard, row, kind, generation, attempt = correlation.unpack(results.ids)
-        row = row.astype(np.int64)
+        rows = row.astype(np.int64)
         actuators = kind & (QUERY_BIT - 1)
-        known = (shard == self.shard) & (row < len(self.roster)) & np.isin(actuators, BUILT) & (generation > 0)
+        known = (shard == self.shard) & (rows < len(self.roster)) & np.isin(actuators, BUILT) & (generation > 0)
         if not known.all():
             effects.orphans.append(offset)
             effects.orphan_results += int((~known).sum())
@@ -230,11 +231,11 @@ class Book:
         for actuator, setpoints in self.setpoints.items():
             mine = known & (actuators == actuator)
             saved = np.zeros(len(mine), bool)  # the page's saved row holds these already
-            for page in np.unique(row[mine] // PAGE).tolist():
+            for page in np.unique(rows[mine] // PAGE).tolist():
                 if self.folded_to.get((actuator, page), 0) > offset:
-                    saved |= mine & (row // PAGE == page)
+                    saved |= mine & (rows // PAGE == page)
             sets = SetResults(
-                row=row,
+                row=rows,
                 generation=generation,
                 attempt=attempt,
                 digest=digests,
@@ -251,12 +252,12 @@ class Book:
                 index = np.flatnonzero(queries)
                 second = results.second[index]
                 if actuator is Actuator.EXPORT:  # read in steps of the device (a percent of its rating, for some)
-                    step = self.roster.ability["export_step_w"][row[index]]
+                    step = self.roster.ability["export_step_w"][rows[index]]
                     second = np.where(second == NO_VALUE, NO_VALUE, np.floor(second * step + 1e-9)).astype(np.int32)
                 self._query_results(
                     setpoints,
                     QueryResults(
-                        row=row[index],
+                        row=rows[index],
                         query=generation[index],
                         code=results.code[index],
                         first=results.first[index],
@@ -272,7 +273,9 @@ class Book:
         self._releases(setpoints, confirmed, RELEASE_CONFIRMED)
         self._releases(setpoints, refused, RELEASE_REFUSED)
 
-    def _set_results(self, setpoints: Setpoints, offset: int, results: SetResults, now: float, effects: Effects) -> None:
+    def _set_results(
+        self, setpoints: Setpoints, offset: int, results: SetResults, now: float, effects: Effects
+    ) -> None:
         columns = setpoints.columns
         self.roster.answered(results.row, results.code, results.at)
         sent_at = columns["published_at"][results.row]
@@ -437,10 +440,9 @@ class Book:
         for membership, part in holders:
             rows = part.members["row"][part.members["phase"] == HOLDING].astype(np.int64)
             mode, watts = self._pair(part.control)
-            if actuator is Actuator.EXPORT:  # the tightest of all that hold (R12)
+            wins = rows  # the strongest, which comes last, or the tightest of all that hold (R12)
+            if actuator is Actuator.EXPORT:
                 wins = rows[~held[rows] | (watts <= second[rows])]
-            else:  # the strongest, which comes last
-                wins = rows
             held[rows] = True
             first[wins], second[wins], owner[wins] = mode, watts, membership.slot
             end_at[wins], priority[wins] = membership.end_at, membership.selector.priority
@@ -461,13 +463,13 @@ class Book:
             held=held, first=first, second=second, owner=owner, end_at=end_at, priority=priority, now=now
         )
         for slot, rows in _by_owner(setpoints.columns["owner"][released], released):
-            membership = self._heir(self._at_slot(slot))
-            if membership is not None:
-                setpoints.columns["owner"][rows] = membership.slot
-                for part in membership.parts:
+            heir = self._heir(self._at_slot(slot))
+            if heir is not None:
+                setpoints.columns["owner"][rows] = heir.slot
+                for part in heir.parts:
                     if part.control.actuator is actuator:
                         part.members["release"][np.isin(part.members["row"], rows)] = RELEASE_DUE
-                membership.dirty = membership.news = True
+                heir.dirty = heir.news = True
         for membership in self.memberships.values():
             for part in membership.parts:
                 m = part.members
@@ -501,7 +503,9 @@ class Book:
                 setpoints = self.setpoints[part.control.actuator]
                 rows = part.members["row"]
                 setpoints.wanted[rows] = True
-                setpoints.wanted_priority[rows] = np.minimum(setpoints.wanted_priority[rows], membership.selector.priority)
+                setpoints.wanted_priority[rows] = np.minimum(
+                    setpoints.wanted_priority[rows], membership.selector.priority
+                )
         for setpoints in self.setpoints.values():
             setpoints.wanted &= ~setpoints.default()[0]
 
@@ -604,7 +608,9 @@ class Book:
             setpoints.queried(rows=rows, query=commands.generation, now=now)
             self._early(setpoints, now)
             return
-        setpoints.published(rows=rows, generation=commands.generation, attempt=commands.attempt, digest=digests, now=now)
+        setpoints.published(
+            rows=rows, generation=commands.generation, attempt=commands.attempt, digest=digests, now=now
+        )
         self.published_news = True
         held = setpoints.columns["held"][rows] & np.isfinite(commands.deadline_at)
         for slot, index in _by_owner(setpoints.columns["owner"][rows[held]], np.flatnonzero(held)):
@@ -691,7 +697,9 @@ class Book:
 
     def counts(self) -> Iterable[tuple[str, Counts]]:
         """The account of each event that is not closed, for metrics."""
-        return [(key[0], m.told or m.counts()) for key, m in self.memberships.items() if not m.closed_at and not m.replaced]
+        return [
+            (key[0], m.told or m.counts()) for key, m in self.memberships.items() if not m.closed_at and not m.replaced
+        ]
 
 
 def _by_owner(owner: np.ndarray, values: np.ndarray) -> list[tuple[int, np.ndarray]]:

@@ -14,7 +14,7 @@ from vpp_dispatch.domain.account import LATENCY_BUCKETS_S, Counts, Latency, Reas
 from vpp_dispatch.domain.command import F64, U8, Flags, ResultCode
 from vpp_dispatch.domain.inputs import Selector
 from vpp_dispatch.domain.roster import Rows
-from vpp_dispatch.domain.setpoint import REASON_OF_CODE, SetResults, Setpoints, repeats
+from vpp_dispatch.domain.setpoint import REASON_OF_CODE, Setpoints, SetResults, repeats
 from vpp_dispatch.domain.signal import Actuator, Control, Kind
 
 WAITING, HOLDING, SKIPPED, LEFT = 0, 1, 2, 3
@@ -52,7 +52,17 @@ STRANGER = np.dtype([("told_sequence", "<i8")])
 # A device counts once, by its worst state (R34).
 _RANK = np.zeros(len(State), np.uint8)
 for _rank, _state in enumerate(
-    (State.UNUSED, State.SKIPPED, State.VERIFIED, State.APPLIED, State.ACCEPTED, State.PUBLISHED, State.PENDING, State.UNCONFIRMED, State.REJECTED)
+    (
+        State.UNUSED,
+        State.SKIPPED,
+        State.VERIFIED,
+        State.APPLIED,
+        State.ACCEPTED,
+        State.PUBLISHED,
+        State.PENDING,
+        State.UNCONFIRMED,
+        State.REJECTED,
+    )
 ):
     _RANK[_state] = _rank
 
@@ -161,7 +171,12 @@ class Membership:
         sent = c["published"][rows] == c["generation"][rows]
         for mine, theirs in (("first", "first"), ("second", "second")):
             m[mine][index] = c[theirs][rows]
-        for mine, theirs in (("generation", "generation"), ("attempt", "attempt"), ("digest", "digest"), ("published_at", "published_at")):
+        for mine, theirs in (
+            ("generation", "generation"),
+            ("attempt", "attempt"),
+            ("digest", "digest"),
+            ("published_at", "published_at"),
+        ):
             m[mine][index] = np.where(sent, c[theirs][rows], 0)
         answered = sent & ((c["acknowledged"][rows] == c["generation"][rows]) | (c["code"][rows] != 255))
         m["result_at"][index] = np.where(answered, c["result_at"][rows], 0.0)
@@ -182,7 +197,12 @@ class Membership:
             m = part.members
             where = np.minimum(np.searchsorted(m["row"], row), len(m) - 1)
             x = m[where]
-            hit = (x["row"] == row) & (x["generation"] == results.generation) & (x["digest"] == results.digest) & ~x["live"]
+            hit = (
+                (x["row"] == row)
+                & (x["generation"] == results.generation)
+                & (x["digest"] == results.digest)
+                & ~x["live"]
+            )
             matched |= hit
             if known:
                 repeated |= hit
@@ -208,7 +228,7 @@ class Membership:
         return matched, repeated
 
     def timed_out(self, now: float, timeout_s: float) -> None:
-        """What was published and never answered is unconfirmed, also when the event no longer stands behind it (R25)."""
+        """What was published and never answered is unconfirmed, also once superseded or over (R25)."""
         for part in self.parts:
             m = part.members
             late = ~m["live"] & (m["state"] == State.PUBLISHED) & (now - m["published_at"] >= timeout_s)
@@ -253,7 +273,9 @@ class Membership:
         """(State, Reason) of the members of a part as they are told now."""
         m = part.members
         beaten = (m["phase"] == HOLDING) & ~m["live"] & (m["state"] == State.PENDING)
-        return np.where(beaten, State.SKIPPED, m["state"]).astype(np.uint8), np.where(beaten, Reason.SUPERSEDED, m["reason"]).astype(np.uint8)
+        return np.where(beaten, State.SKIPPED, m["state"]).astype(np.uint8), np.where(
+            beaten, Reason.SUPERSEDED, m["reason"]
+        ).astype(np.uint8)
 
     def code(self, state: U8) -> U8:
         """Response codes of outcome rows in these states, now (the table of the contract)."""
@@ -275,12 +297,19 @@ class Membership:
             m = part.members
             state, reason = self.shown(part)
             code = self.code(state)
-            differs = (m["told_sequence"] == 0) | (m["told_state"] != state) | (m["told_reason"] != reason) | (m["told_code"] != code)
+            differs = (
+                (m["told_sequence"] == 0)
+                | (m["told_state"] != state)
+                | (m["told_reason"] != reason)
+                | (m["told_code"] != code)
+            )
             if not self.closed_at:
                 differs &= ~np.isin(state, _OPEN)
             index = np.flatnonzero(differs)
             if len(index):
-                found.append(Telling(part=part, index=index, state=state[index], reason=reason[index], code=code[index]))
+                found.append(
+                    Telling(part=part, index=index, state=state[index], reason=reason[index], code=code[index])
+                )
         index = np.flatnonzero(self.told_strangers["told_sequence"] == 0)
         if len(index):
             n = len(index)
@@ -331,8 +360,8 @@ class Membership:
                 worst, why = np.where(worse, state, worst), np.where(worse, reason, why)
             states += np.bincount(worst, minlength=len(State))
             told = np.isin(worst, (State.SKIPPED, State.REJECTED)) & (why > 0)
-            for (state, reason), n in _tally(worst[told], why[told]).items():
-                reasons[f"{State(state).name.lower()}.{Reason(reason).word}"] = n
+            for (settled, cause), n in _tally(worst[told], why[told]).items():
+                reasons[f"{State(settled).name.lower()}.{Reason(cause).word}"] = n
         for part in self.parts:
             m = part.members
             watts = part.control.each_w
@@ -384,5 +413,7 @@ def _buckets(seconds: F64) -> np.ndarray:
 
 
 def _tally(states: U8, reasons: U8) -> dict[tuple[int, int], int]:
-    pairs, counts = np.unique(np.stack([states, reasons], axis=1), axis=0, return_counts=True) if len(states) else ((), ())
+    pairs, counts = (
+        np.unique(np.stack([states, reasons], axis=1), axis=0, return_counts=True) if len(states) else ((), ())
+    )
     return {(int(s), int(r)): int(n) for (s, r), n in zip(pairs, counts, strict=True)}

@@ -71,7 +71,9 @@ SETPOINT = np.dtype(
 _ASKABLE = (ResultCode.SUCCESS, ResultCode.OFFLINE, ResultCode.BUSY)
 """Codes of a query that say nothing against asking again soon."""
 
-_DEFINITE = np.array([ResultCode.OFFLINE, ResultCode.UNAUTHORIZED, ResultCode.BUSY, ResultCode.VALUE, ResultCode.UNSUPPORTED])
+_DEFINITE = np.array(
+    [ResultCode.OFFLINE, ResultCode.UNAUTHORIZED, ResultCode.BUSY, ResultCode.VALUE, ResultCode.UNSUPPORTED]
+)
 REASON_OF_CODE = np.zeros(256, np.uint8)
 for _code, _reason in {
     ResultCode.UNAUTHORIZED: Reason.UNAUTHORIZED,
@@ -230,7 +232,9 @@ class Setpoints:
 
     # ------------------------------------------------------------------ composition
 
-    def assign(self, *, held: Flags, first: I32, second: I32, owner: U32, end_at: F64, priority: U8, now: float) -> Rows:
+    def assign(
+        self, *, held: Flags, first: I32, second: I32, owner: U32, end_at: F64, priority: U8, now: float
+    ) -> Rows:
         """Takes the composed holds; returns the rows whose hold ended with a release due.
 
         All columns have one entry per row. Rows without a hold go to their default if they are armed.
@@ -247,9 +251,13 @@ class Setpoints:
         differs = want & ((c["first"] != want_first) | (c["second"] != want_second) | (c["generation"] == 0))
         unanswered = released & (c["acknowledged"] != c["generation"])
         # A refusal answers the event that asked; another event that wants the same asks for itself (R25).
-        asked_anew = held & c["held"] & (c["owner"] != owner) & (c["acknowledged"] != c["generation"]) & (c["next_at"] == np.inf)
+        asked_anew = (
+            held & c["held"] & (c["owner"] != owner) & (c["acknowledged"] != c["generation"]) & (c["next_at"] == np.inf)
+        )
         changed = np.flatnonzero(differs | armed_now | unanswered | asked_anew)
-        touched = np.flatnonzero(differs | armed_now | ended | (held & ((c["owner"] != owner) | (c["end_at"] != end_at))))
+        touched = np.flatnonzero(
+            differs | armed_now | ended | (held & ((c["owner"] != owner) | (c["end_at"] != end_at)))
+        )
 
         # The default is kept from before the first write, whatever the registry says later.
         keep = np.flatnonzero(armed_now & (c["before"] == NOT_KNOWN))
@@ -435,11 +443,15 @@ class Setpoints:
         c["next_at"][rows] = next_at
         c["refused"][rows[~held & ~(transient | away | once)]] = True
         self.touch(rows)
-        return rows[away]
+        offline: Rows = rows[away]
+        return offline
 
     def _pause(self, rows: Rows, tries: U8) -> F64:
         """Backoff with jitter: doubles to ten times; the jitter is a stable hash, so that a replay draws the same."""
-        noise = ((rows.astype(np.uint64) * np.uint64(2654435761) + tries.astype(np.uint64) * np.uint64(40503)) >> np.uint64(7)) & np.uint64(255)
+        noise = (
+            (rows.astype(np.uint64) * np.uint64(2654435761) + tries.astype(np.uint64) * np.uint64(40503))
+            >> np.uint64(7)
+        ) & np.uint64(255)
         factor = np.minimum(2.0 ** np.minimum(tries, 8), 10.0)
         return self.policy.retry_backoff_s * factor * (0.75 + 0.5 * noise / 255.0)
 
@@ -451,7 +463,8 @@ class Setpoints:
             self.early_queries.append(results.only(early))
         live = (results.query == c["query"][results.row]) & (c["purpose"][results.row] > 0)
         index = np.flatnonzero(live & ~repeats(results.row, live))
-        rows, code, first, second = (x[index] for x in (results.row, results.code, results.first, results.second))
+        rows, code = results.row[index], results.code[index]
+        first, second = results.first[index], results.second[index]
         purpose = c["purpose"][rows]
         c["purpose"][rows] = 0
         self.touch(rows)
@@ -547,7 +560,13 @@ class Setpoints:
             re.append(again[found] if not is_query else (c["purpose"] > 0)[found] | reads_instead[found])
         if not rows:
             none = np.zeros(0)
-            return Due(row=none.astype(np.int64), query=none.astype(bool), rank=none.astype(np.int64), deadline_at=none, again=none.astype(bool))
+            return Due(
+                row=none.astype(np.int64),
+                query=none.astype(bool),
+                rank=none.astype(np.int64),
+                deadline_at=none,
+                again=none.astype(bool),
+            )
         return Due(
             row=np.concatenate(rows),
             query=np.concatenate(query),
@@ -633,7 +652,13 @@ class Setpoints:
         """Commands that are published and neither answered nor timed out (R40)."""
         c = self.columns
         fresh = now - c["published_at"] < self.policy.result_timeout_s
-        sets = c["armed"] & (c["published"] == c["generation"]) & (c["acknowledged"] != c["generation"]) & (c["code"] == NO_CODE) & fresh
+        sets = (
+            c["armed"]
+            & (c["published"] == c["generation"])
+            & (c["acknowledged"] != c["generation"])
+            & (c["code"] == NO_CODE)
+            & fresh
+        )
         asked = (c["purpose"] > 0) & (now - c["query_at"] < self.policy.result_timeout_s)
         return int(sets.sum() + asked.sum())
 

@@ -75,7 +75,7 @@ def test_results_come_back_equal(n: int) -> None:
         accepted=np.arange(n) % 2 == 0,
         first=-np.arange(n, dtype=np.int32),
         second=np.arange(n, dtype=np.int32) * 1000,
-        at=np.arange(n) + 0.25,
+        at=np.arange(n, dtype=np.float64) + 0.25,
     )
     back = inbox.decode(inbox.encode(results))
     assert isinstance(back, Results) and len(back) == n
@@ -86,7 +86,17 @@ def test_results_come_back_equal(n: int) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [b"", b"\n", b"nonsense", b"selector\n", b"selector\n\x80", b"results\n\x91\xc4\x01a", b"results\n\xc1", b"\xff\xfe\n\x80", b"unknown\n\x80"],
+    [
+        b"",
+        b"\n",
+        b"nonsense",
+        b"selector\n",
+        b"selector\n\x80",
+        b"results\n\x91\xc4\x01a",
+        b"results\n\xc1",
+        b"\xff\xfe\n\x80",
+        b"unknown\n\x80",
+    ],
 )
 def test_what_nobody_wrote_is_refused(value: bytes) -> None:
     with pytest.raises(InvariantBroken):

@@ -128,7 +128,16 @@ class Rig:
         book.step([(self.offset, message)], self.now)  # type: ignore[list-item]
         self.offset += 1
 
-    def event(self, book: Book, name: str = "a", *, priority: int = 100, end: float = 60.0, kind: Kind = Kind.CHARGE, rows: int | None = None) -> None:
+    def event(
+        self,
+        book: Book,
+        name: str = "a",
+        *,
+        priority: int = 100,
+        end: float = 60.0,
+        kind: Kind = Kind.CHARGE,
+        rows: int | None = None,
+    ) -> None:
         targets = Targets(all=True) if rows is None else Targets(devices=tuple(book.roster.sns[:rows]))
         control = Control(kind=kind, form=Form.EACH_W, each_w=3000)
         self.put(

@@ -113,7 +113,10 @@ class Chaos:
         if self.draw.random() < 0.4:
             default[Actuator.EXPORT] = (1, 5000)
         if sn not in self.devices:
-            initial = {Actuator.EMS: self.draw.choice([AUTO, (6, 0)]), Actuator.EXPORT: self.draw.choice([NO_LIMIT, (1, 4000)])}
+            initial = {
+                Actuator.EMS: self.draw.choice([AUTO, (6, 0)]),
+                Actuator.EXPORT: self.draw.choice([NO_LIMIT, (1, 4000)]),
+            }
             self.devices[sn] = Device(initial=initial, now=dict(initial))
         self.registry_defaults.setdefault(sn, set()).update((Actuator(a), pair) for a, pair in default.items())
         self.records[sn] = Record(sn=sn, site=self.draw.choice(["s1", "s2"]), rated_w=10_000, default=default)
@@ -131,13 +134,15 @@ class Chaos:
         again = bool(self.events) and draw.random() < 0.3
         name = draw.choice(sorted(self.events)) if again else f"e{len(self.events)}"
         revision = self.events[name] = self.events.get(name, 0) + 1
-        controls = []
+        controls: list[Control] = []
         for kind in draw.sample([Kind.CHARGE, Kind.DISCHARGE, Kind.STANDBY, Kind.EXPORT_LIMIT], draw.choice([1, 1, 2])):
             if all(c.actuator is not Control(kind=kind, form=Form.NONE).actuator for c in controls):
                 watts = None if kind is Kind.STANDBY else draw.choice([1000, 2000, 4500, 20_000])
                 controls.append(Control(kind=kind, form=Form.EACH_W if watts else Form.NONE, each_w=watts))
         start = self.now + draw.choice([0, 0, 1, 4])
-        targets = draw.choice([Targets(all=True), Targets(sites=("s1",)), Targets(devices=(*sorted(self.devices)[:3], "0" * 16))])
+        targets = draw.choice(
+            [Targets(all=True), Targets(sites=("s1",)), Targets(devices=(*sorted(self.devices)[:3], "0" * 16))]
+        )
         selector = Selector(
             event=f"grid/{name}",
             source="grid",
@@ -232,7 +237,9 @@ class Chaos:
             return  # lost before it got there
         if fate < 0.22:
             code = draw.choice(CODES)
-        runs = code is ResultCode.SUCCESS or (code in (ResultCode.FAILED, ResultCode.PARTIAL, ResultCode.UNKNOWN_CODE) and draw.random() < 0.5)
+        runs = code is ResultCode.SUCCESS or (
+            code in (ResultCode.FAILED, ResultCode.PARTIAL, ResultCode.UNKNOWN_CODE) and draw.random() < 0.5
+        )
         read: Pair = (NO_VALUE, NO_VALUE)
         if command.query:
             if code is ResultCode.SUCCESS:
@@ -322,7 +329,9 @@ class Chaos:
         self._later(lag, "execute", command)
 
     def _armed(self, actuator: Actuator, row: int) -> bool:
-        best = [k for k in self.rows if k.split(b"|")[1:3] == [str(row // PAGE).encode(), actuator.name.lower().encode()]]
+        best = [
+            k for k in self.rows if k.split(b"|")[1:3] == [str(row // PAGE).encode(), actuator.name.lower().encode()]
+        ]
         newest = max(best, key=lambda k: int(k.split(b"|")[3]), default=None)
         if newest is None:
             return False

@@ -22,7 +22,7 @@ def test_an_event_sets_and_releases_every_device() -> None:
     w.fleet(5)
     w.event("a", Kind.CHARGE, 3000, start=1, end=10)
     w.run(5)
-    assert set(d[Actuator.EMS] for d in w.devices.values()) == {(11, 3000)}
+    assert {d[Actuator.EMS] for d in w.devices.values()} == {(11, 3000)}
     assert states(w, "a") == {State.APPLIED: 5}
     w.run(10)
     assert w.at_default()
@@ -107,7 +107,11 @@ def test_r16_without_consent_or_registry_nothing_is_sent() -> None:
     w.event("a", targets=Targets(devices=(*sns, "0000000000000000")))
     w.run(5)
     assert w.sent == []
-    assert w.counts("a").reasons == {"skipped.not_registered": 1, "skipped.consent_missing": 2, "skipped.unknown_target": 1}
+    assert w.counts("a").reasons == {
+        "skipped.not_registered": 1,
+        "skipped.consent_missing": 2,
+        "skipped.unknown_target": 1,
+    }
 
 
 def test_r16_consent_withdrawn_in_mid_event_is_released_and_left_alone() -> None:
@@ -348,8 +352,9 @@ def test_r26_a_result_from_the_future_is_answered_with_a_higher_generation() -> 
     w.run(2)
     last = w.sets()[-1]
     ahead = Sent(**{**{f: getattr(last, f) for f in last.__slots__}})
-    from vpp_dispatch.domain import correlation
     import numpy as np
+
+    from vpp_dispatch.domain import correlation
 
     ahead.id = correlation.pack(
         shard=np.array([5], np.uint8),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from vpp_dispatch.dispatch import pages
 from vpp_dispatch.domain.account import State
-from vpp_dispatch.domain.command import ResultCode
+from vpp_dispatch.domain.command import ResultCode, Results
 from vpp_dispatch.domain.device import Battery, Operation, Record
 from vpp_dispatch.domain.inputs import Consent, RegistryChange, Telemetry
 from vpp_dispatch.domain.roster import Policy
@@ -39,7 +40,9 @@ def states(world: World, name: str = "a") -> dict[State, int]:
         (Kind.CHARGE, {"soc": 100.0}, "soc"),
     ],
 )
-def test_r18_each_reason_keeps_a_device_out_until_the_fact_changes(kind: Kind, facts: dict[str, object], reason: str) -> None:
+def test_r18_each_reason_keeps_a_device_out_until_the_fact_changes(
+    kind: Kind, facts: dict[str, object], reason: str
+) -> None:
     w = World(policy=policy())
     (sn,) = w.fleet(1, default={1: AUTO})
     observe(w, sn, **facts)  # type: ignore[arg-type]
@@ -246,13 +249,13 @@ def test_what_the_saved_rows_hold_is_not_counted_again() -> None:
     stale = {key: value for key, value in w.rows.items() if b"|ems|" in key}
     at = w.offset
     w.answer([(late[0], ResultCode.SUCCESS, (0, 0))])
-    result = [(at, _last_results(w, late[0]))]
+    result = _last_results(w, late[0])
     w.save()
     counts = w.counts("a")
     assert counts.late_results == 1 and states(w) == {State.APPLIED: 1}
     w.rows.update(stale)  # the event's row was delivered, the setpoints' was not
     w.crash()
-    w.book.step(result, w.now)
+    w.book.step([(at, result)], w.now)
     again = w.counts("a")
     assert (again.late_results, again.duplicate_results) == (1, 0) and states(w) == {State.APPLIED: 1}
 
@@ -284,11 +287,7 @@ def test_a_late_result_reaches_the_event_where_only_the_setpoints_row_was_delive
     assert states(w) == {State.APPLIED: 1} and w.counts("a").late_results == 1
 
 
-def _last_results(world: World, sent: Sent) -> object:
-    import numpy as np
-
-    from vpp_dispatch.domain.command import Results
-
+def _last_results(world: World, sent: Sent) -> Results:
     return Results(
         ids=np.frombuffer(sent.id, np.uint8).reshape(1, 16),
         code=np.zeros(1, np.uint8),

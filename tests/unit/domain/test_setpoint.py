@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def test_r25_busy_backs_off_twice_as_long_each_time() -> None:
     w.event("a", end=80)
     w.run(60)
     at = [s.at for s in w.sets()]
-    for i, gap in enumerate(b - a for a, b in zip(at, at[1:], strict=False)):
+    for i, gap in enumerate(b - a for a, b in pairwise(at)):
         assert 4 * 2**i * 0.75 - 0.3 <= gap <= 4 * 2**i * 1.25 + 0.3, (i, gap)
 
 
@@ -153,7 +154,12 @@ def test_r26_what_nobody_asked_for_is_an_orphan() -> None:
     )
     nothing = np.full(4, NO_VALUE, np.int32)
     results = Results(
-        ids=ids, code=np.zeros(4, np.uint8), accepted=np.zeros(4, bool), first=nothing, second=nothing, at=np.full(4, w.now)
+        ids=ids,
+        code=np.zeros(4, np.uint8),
+        accepted=np.zeros(4, bool),
+        first=nothing,
+        second=nothing,
+        at=np.full(4, w.now),
     )
     effects = w.book.step([(w.offset, results)], w.now)
     assert effects.orphans == [w.offset] and effects.orphan_results == 4
@@ -367,7 +373,9 @@ def test_r37_a_default_that_is_read_before_the_broker_s_acknowledgement_counts()
     assert {s.pair for s in w.publish() if not s.query} == {(11, 3000)}
 
 
-def test_r21_a_batch_that_failed_goes_out_again_under_the_same_ids_and_is_released_even_if_the_second_is_refused() -> None:
+def test_r21_a_batch_that_failed_goes_out_again_under_the_same_ids_and_is_released_even_if_the_second_is_refused() -> (
+    None
+):
     w = World()
     sns = w.fleet(2, default={1: AUTO})
     w.event("a", end=8)
@@ -384,7 +392,11 @@ def test_r21_a_batch_that_failed_goes_out_again_under_the_same_ids_and_is_releas
 
 def test_r37_family_counts_only_where_the_query_was_refused() -> None:
     policy = Policy(result_timeout_s=3, retry_backoff_s=1, release_retry_s=2, defaults=("registry", "query", "family"))
-    for code, kind_of_end in ((ResultCode.UNSUPPORTED, State.APPLIED), (ResultCode.BUSY, State.SKIPPED), (None, State.SKIPPED)):
+    for code, kind_of_end in (
+        (ResultCode.UNSUPPORTED, State.APPLIED),
+        (ResultCode.BUSY, State.SKIPPED),
+        (None, State.SKIPPED),
+    ):
         w = World(policy=policy)
         w.fleet(1)
         w.fate = lambda s, code=code: code if s.query and s.at < 1006 else OK  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""A shard's book with devices around it: what a publisher and GoodWe would do, in one process and by a clock of its own.
+"""A shard's book with devices around it: what a publisher and GoodWe would do, in one process and by its own clock.
 
 Each device executes what it is sent in order, and latches. A test decides what is lost, refused or late.
 """
@@ -221,7 +221,9 @@ class World:
             if not one.query and code in (ResultCode.SUCCESS, None):
                 self.devices[one.sn][actuator] = one.pair
             if code is not None:
-                read = self.devices[one.sn][actuator] if one.query and code is ResultCode.SUCCESS else (NO_VALUE, NO_VALUE)
+                read = (
+                    self.devices[one.sn][actuator] if one.query and code is ResultCode.SUCCESS else (NO_VALUE, NO_VALUE)
+                )
                 heard.append((one, code, read))
         if heard:
             self.answer(heard)
@@ -264,5 +266,3 @@ class World:
 
     def at_default(self) -> bool:
         return all(d == {Actuator.EMS: AUTO, Actuator.EXPORT: NO_LIMIT} for d in self.devices.values())
-
-
