@@ -292,7 +292,7 @@ class Book:
         effects.duplicates += len(folded.duplicate)
         for slot, rows in _by_owner(columns["owner"][results.row[folded.duplicate]], results.row[folded.duplicate]):
             membership = self._at_slot(slot)
-            if membership:
+            if membership and membership.folded_to <= offset:  # its saved row does not hold these yet
                 membership.duplicates += len(rows)
                 membership.dirty = membership.news = True
         answered = folded.answered
@@ -301,7 +301,7 @@ class Book:
         effects.took.append(took)
         for slot, seconds in _by_owner(columns["owner"][results.row[held]], took):
             membership = self._at_slot(slot)
-            if membership:
+            if membership and membership.folded_to <= offset:
                 membership.result_took(seconds)
                 membership.dirty = membership.news = True
         refused = np.unique(results.row[answered][columns["refused"][results.row[answered]]])

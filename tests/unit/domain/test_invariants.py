@@ -6,9 +6,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vpp_dispatch.dispatch import pages
+from vpp_dispatch.domain.book import Book
 from vpp_dispatch.domain.signal import Actuator
 
-from .chaos import Chaos
+from .chaos import POLICY, Chaos
+from .world import SHARD, Catalogue
 
 
 def play(seed: int, *, steps: int = 80, calm_s: float = 60.0) -> Chaos:
@@ -44,6 +47,23 @@ def test_chaos_happens_at_all() -> None:
         Actuator.EMS,
         Actuator.EXPORT,
     }
+
+
+@pytest.mark.parametrize("seed", range(100, 104))
+def test_an_inbox_that_is_read_again_from_its_beginning_counts_nothing_twice(seed: int) -> None:
+    run = play(seed, calm_s=12.0)
+    run._save()
+    book = Book(shard=SHARD, epoch=run.book.epoch + 1, catalogue=Catalogue(), policy=POLICY)
+    pages.load(book, pages.newest(run.rows, [SHARD])[SHARD], run.rows, run.now)
+    effects = book.step(list(enumerate(run.log)), run.now, reconcile=False)
+    assert {key: m.counts() for key, m in book.memberships.items()} == {
+        key: m.counts() for key, m in run.book.memberships.items()
+    }
+    assert effects.suspects == 0
+    for actuator, setpoints in book.setpoints.items():
+        mine, saved = setpoints.columns, run.book.setpoints[actuator].columns
+        for name in ("generation", "armed", "acknowledged", "before", "first", "second"):
+            assert (mine[name] == saved[name]).all(), name
 
 
 def test_the_same_inputs_send_the_same_commands() -> None:
