@@ -109,6 +109,12 @@ def snapshot(book: Book, kept: dict[PageName, set[bytes]], offset: int | None) -
         columns = book.roster.columns[part].tobytes()
         put(str(page), "devices", _pack(_Devices(book.roster.sns[part], book.roster.records[part], columns)))
     book.roster.dirty.clear()
+    # Events before setpoints: if only some of these rows arrive, an event that has ended must not be found holding, and
+    # take the release that stands on the device by then for its own setpoint.
+    for (event, revision), membership in book.memberships.items():
+        if membership.dirty:
+            put(page_of_event(event, revision), "event", _pack(_event_of(membership)))
+            membership.dirty = False
     for actuator, setpoints in book.setpoints.items():
         for page in sorted(setpoints.dirty):
             part = slice(page * PAGE, min((page + 1) * PAGE, n))
@@ -118,10 +124,6 @@ def snapshot(book: Book, kept: dict[PageName, set[bytes]], offset: int | None) -
         arming = np.flatnonzero(setpoints.columns["armed"] & ~setpoints.durable)
         if len(arming):
             shot.arming[actuator] = arming
-    for (event, revision), membership in book.memberships.items():
-        if membership.dirty:
-            put(page_of_event(event, revision), "event", _pack(_event_of(membership)))
-            membership.dirty = False
     for event, revision in book.dropped:
         shot.drops.extend(kept.pop((page_of_event(event, revision), "event"), ()))
     book.dropped.clear()

@@ -7,8 +7,9 @@ import pytest
 
 from tests.unit.domain.world import SHARD, Catalogue, World
 from vpp_dispatch.dispatch import pages
-from vpp_dispatch.domain.account import Counts
+from vpp_dispatch.domain.account import Counts, State
 from vpp_dispatch.domain.book import Book
+from vpp_dispatch.domain.command import ResultCode
 from vpp_dispatch.domain.signal import Actuator, Kind
 from vpp_dispatch.errors import InvariantBroken
 
@@ -120,3 +121,26 @@ def test_an_arming_is_durable_only_once_its_row_is_delivered() -> None:
 
 def test_counts_are_plain_values_that_compare() -> None:
     assert busy_world().counts("a") == busy_world().counts("a") != Counts()
+
+
+@pytest.mark.parametrize("delivered", range(4))
+def test_a_checkpoint_torn_anywhere_leaves_what_was_applied_applied_and_its_release_owed(delivered: int) -> None:
+    world = World()
+    world.fleet(5)
+    world.event("a", end=10)
+    world.run(8)
+    assert world.counts("a").states[State.APPLIED] == 5
+    world.now += 3
+    world.fate = lambda sent: None
+    world.book.step([], world.now)
+    assert len(world.publish()) == 5, "the window is over: releases"
+    rows = pages.snapshot(world.book, world.kept, world.offset).rows
+    assert len(rows) > 1
+    world.rows.update(rows[:delivered])
+    world.crash()
+    world.fate = lambda sent: ResultCode.SUCCESS
+    world.run(20)
+    counts = world.counts("a")
+    assert counts.states[State.APPLIED] == 5
+    assert counts.release_due == counts.release_confirmed == 5
+    assert world.at_default()
