@@ -393,6 +393,9 @@ class Book:
             if not (registered & consenting).all():
                 membership.leave(part, index[~registered], State.REJECTED, Reason.REMOVED)
                 membership.leave(part, index[registered & ~consenting], State.REJECTED, Reason.CONSENT_WITHDRAWN)
+        # A hold without a default cannot be: the setpoints' row is of another epoch than the event's. It enters anew.
+        known, _, _ = self.setpoints[part.control.actuator].default()
+        m["phase"][(m["phase"] == HOLDING) & ~known[m["row"]]] = WAITING
         index = np.flatnonzero((m["phase"] == WAITING) | (m["phase"] == SKIPPED))
         if not len(index):
             return

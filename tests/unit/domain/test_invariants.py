@@ -31,7 +31,7 @@ def test_whatever_happens_every_device_is_released_and_every_account_adds_up(see
     run.check_end()
 
 
-@pytest.mark.parametrize("seed", [2, 10, 26, 1267])
+@pytest.mark.parametrize("seed", [2, 10, 26, 1267, 20044])
 def test_seeds_that_once_found_a_fault(seed: int) -> None:
     run = play(seed)
     run.check()

@@ -203,6 +203,22 @@ def test_r39_a_row_that_a_frozen_worker_writes_late_hides_no_setpoint_of_its_suc
     assert w.at_default()
 
 
+def test_r37_a_hold_whose_default_was_never_saved_enters_anew() -> None:
+    w = World()
+    (sn,) = w.fleet(1)
+    w.devices[sn][Actuator.EMS] = (6, 0)
+    w.event("a", end=8)
+    w.run(2)
+    w.devices[sn][Actuator.EMS] = (6, 0)
+    for key in [key for key in w.rows if b"|ems|" in key]:  # only the event's row is there, of a worker that was frozen
+        del w.rows[key]
+    w.crash()
+    sent = w.run(2)
+    assert [s.query for s in sent] == [True, False] and states(w) == {State.APPLIED: 1}
+    w.run(8)
+    assert w.devices[sn][Actuator.EMS] == (6, 0)
+
+
 def test_r34_rows_of_two_epochs_mean_the_same_event_by_its_slot() -> None:
     slots = []
     for first in ("x", "a"):
