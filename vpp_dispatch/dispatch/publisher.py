@@ -155,6 +155,10 @@ class Publisher:
         ready = [book for shard, book in shards.books.items() if shards.read_up(shard)]
         owing = any(book.owes_release() for book in shards.books.values())
         waits = owing and not shards.all_read_up() and shards.seconds_since_takeover < RELEASES_FIRST_S
+        self._silence(now)
+        used = sum(book.in_flight(now) for book in ready)
+        if not self._room(used, BATCH if owing else 0):
+            return []  # before all that is due is looked at, which costs the more the more waits
         found = [(book, actuator, due) for book in ready for actuator, due in book.due(now)]
         self.metrics.commands_due.set(sum(len(due.row) for _, _, due in found))
         if not found:
@@ -172,13 +176,12 @@ class Publisher:
             may &= rank < 2
         if self.skew_s > SKEW_STOPS_S:
             may &= rank < 2
-        self._silence(now)
         chosen = np.flatnonzero(may)
         # Stable: releases, read-backs, then priority, then deadline, then row, so that a replay chooses the same.
         chosen = chosen[np.lexsort((index[chosen], deadline[chosen], rank[chosen]))]
         if self._silent(now):
             chosen = self._probe(chosen, again, now)
-        chosen = chosen[: min(BATCH, self._room(now, ready, rank[chosen]))]
+        chosen = chosen[: min(BATCH, self._room(used, int((rank[chosen] < 2).sum())))]
         if self.max_per_s:
             allowance = max(1, int(self.max_per_s * len(shards.books) / SHARDS * 0.25))
             chosen = chosen[:allowance]
@@ -195,11 +198,9 @@ class Publisher:
                     start += len(commands)
         return slices
 
-    def _room(self, now: float, ready: list[Book], rank: np.ndarray) -> int:
+    def _room(self, used: int, releases: int) -> int:
         """How many more may be in flight: the owned shards' share; a tenth is kept for releases (R40)."""
         window = self.max_in_flight * len(self.shards.books) / SHARDS
-        used = sum(book.in_flight(now) for book in ready)
-        releases = int((rank < 2).sum())
         room = int(window * 0.9 - used)
         if releases:
             room = max(room, min(int(window - used), releases))
