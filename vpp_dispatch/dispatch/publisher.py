@@ -153,9 +153,11 @@ class Publisher:
     def _pull(self, now: float) -> list[_Slice]:
         shards = self.shards
         ready = [book for shard, book in shards.books.items() if shards.read_up(shard)]
+        self._silence(now)
+        if not any(now >= book.due_at for book in ready):
+            return []
         owing = any(book.owes_release() for book in shards.books.values())
         waits = owing and not shards.all_read_up() and shards.seconds_since_takeover < RELEASES_FIRST_S
-        self._silence(now)
         used = sum(book.in_flight(now) for book in ready)
         if not self._room(used, BATCH if owing else 0):
             return []  # before all that is due is looked at, which costs the more the more waits

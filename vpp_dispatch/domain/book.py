@@ -37,6 +37,9 @@ BUILT = (Actuator.EMS, Actuator.EXPORT)
 NEVER_SAVED = 1 << 62
 """The offset of what did not come through the inbox."""
 
+COUNTED_FOR_S = 0.25
+"""How long a count of commands in flight may be old: a timeout frees its slot no later."""
+
 KEEP_CLOSED_S = 3600.0
 """How long members of a closed event are kept for corrections."""
 
@@ -89,6 +92,8 @@ class Book:
         self.wake_at = 0.0
         self.due_at = 0.0
         self.last_result_at = 0.0
+        self._in_flight = 0
+        self._counted_until = 0.0
         self.folded_to: dict[tuple[Actuator, int], int] = {}  # page -> inbox offset that its saved row holds
         self.head_dirty = False
         self.published_news = False
@@ -130,7 +135,7 @@ class Book:
         if reconcile and (inputs or now >= self.wake_at):
             self._reconcile(now)
         if inputs:
-            self.due_at = 0.0
+            self.due_at = self._counted_until = 0.0
         return effects
 
     def _grow(self) -> None:
@@ -605,7 +610,7 @@ class Book:
         kind = int(commands.actuator[0])
         setpoints = self.setpoints[Actuator(kind & (QUERY_BIT - 1))]
         rows = commands.row.astype(np.int64)
-        self.due_at = 0.0
+        self.due_at = self._counted_until = 0.0
         self.wake_at = 0.0
         if kind >= QUERY_BIT:
             setpoints.queried(rows=rows, query=commands.generation, now=now)
@@ -651,8 +656,11 @@ class Book:
         self.step([(NEVER_SAVED, results)], now)
 
     def in_flight(self, now: float) -> int:
-        """Commands that wait for an answer (R40)."""
-        return sum(setpoints.in_flight(now) for setpoints in self.setpoints.values())
+        """Commands that wait for an answer (R40); counted anew when something was folded or published, or timed out."""
+        if now >= self._counted_until:
+            self._in_flight = sum(setpoints.in_flight(now) for setpoints in self.setpoints.values())
+            self._counted_until = now + COUNTED_FOR_S
+        return self._in_flight
 
     def held(self, actuator: Actuator, now: float) -> Held:
         """What the shard's devices hold and owe."""
