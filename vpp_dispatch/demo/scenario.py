@@ -79,7 +79,7 @@ def _tell(account: Account, teller: Teller) -> None:
     write(f"    releases   {counted({name: release[name] for name in ('due', 'confirmed', 'pending', 'refused')})}")
     write("    responses  " + ", ".join(f"{code} {STATUS[code]} (r{revision})" for revision, code in account.codes))
     latency = report["latency_s"]
-    write(f"    latency    start of the event to published: {_percentiles(latency['publish'])}")
+    write(f"    latency    desired to published: {_percentiles(latency['publish'])}")
     write(f"               published to result: {_percentiles(latency['result'])}")
     commands = {name.replace("_", " "): number for name, number in report["commands"].items()}
     write(f"    commands   {counted(commands)}")

@@ -628,8 +628,10 @@ class Book:
             first = commands.attempt[index] == 1
             membership.published += len(index)
             membership.retried += int((~first).sum())
-            begun = max(membership.selector.start_at, membership.selector.accepted_at)
-            membership.publish_took(np.full(int(first.sum()), max(now - begun, 0.0)))
+            # From when the setpoint was desired, so that a late entry or a resumption is not counted from the start.
+            desired_at = setpoints.columns["desired_at"][rows[index[first]]]
+            begun = np.maximum(desired_at, max(membership.selector.start_at, membership.selector.accepted_at))
+            membership.publish_took(np.maximum(now - begun, 0.0))
             membership.dirty = membership.news = True
         self._early(setpoints, now)
 

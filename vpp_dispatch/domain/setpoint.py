@@ -38,6 +38,7 @@ SETPOINT = np.dtype(
         ("exposed", "u1"),  # publishes since the arming that the device may have executed
         ("held", "?"),
         ("since", "<f8"),  # when the hold began, or when the release became due
+        ("desired_at", "<f8"),  # when the desired pair last changed
         ("owner", "<u4"),  # slot of the event that holds it, or held it last
         ("end_at", "<f8"),  # of the window behind the setpoint (R28)
         ("priority", "u1"),
@@ -265,6 +266,7 @@ class Setpoints:
         c["before_first"][keep] = default_first[keep]
         c["before_second"][keep] = default_second[keep]
 
+        c["desired_at"][changed] = now
         new = np.flatnonzero(armed_now)
         c["armed"][new] = True
         c["exposed"][new] = 0

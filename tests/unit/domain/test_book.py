@@ -449,3 +449,15 @@ def test_the_default_is_restored_as_it_was_read() -> None:
     w.event("a", Kind.EXPORT_LIMIT, 1000, end=5)
     w.run(12)
     assert w.devices[sns[0]][Actuator.EXPORT] == (1, 4200) != NO_LIMIT
+
+
+def test_r34_the_publish_latency_counts_from_when_the_setpoint_was_desired() -> None:
+    w = World()
+    sns = w.fleet(2, default={1: AUTO})
+    w.online(sns[0], False)
+    w.event("a", end=60)
+    w.run(20)
+    w.online(sns[0], True)
+    w.run(3)
+    latency = w.counts("a").publish_latency
+    assert sum(latency.counts) == 2 and latency.max_s <= 1.0, "the one that came late counts from its return"
