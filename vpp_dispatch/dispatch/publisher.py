@@ -247,6 +247,8 @@ class Publisher:
                 s.book.due_at = 0.0
             return
         self.fault("published")
+        if (np.isinf(commands.deadline_at) & (commands.actuator < QUERY_BIT)).any():
+            self.fault("releases-published")
         done = self.clock()
         unsayable = dict(prepared.refused)
         for s in slices:
