@@ -44,6 +44,7 @@ def policy_of(settings: Settings) -> Policy:
         telemetry_max_age_s=settings.fleet.telemetry_max_age_s,
         telemetry=settings.fleet.telemetry_policy,
         defaults=tuple(settings.dispatch.defaults),
+        default_max_age_s=settings.dispatch.default_max_age_s,
         soc_floor_percent=settings.fleet.soc_floor_percent,
     )
 

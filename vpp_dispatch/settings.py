@@ -279,6 +279,10 @@ class DispatchSettings(Section):
         min_length=1,
         description="Where a default may come from, separated by commas: `registry`, `query`, `family` (R37).",
     )
+    default_max_age_s: Seconds = Field(
+        3600,
+        description="A default that was read by a query longer ago is read again before the next event, in seconds.",
+    )
     longest_event_s: Seconds = Field(
         default=86_400, description="Longest event; an open-ended one ends by itself after it, in seconds (R5)."
     )

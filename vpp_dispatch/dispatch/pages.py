@@ -214,7 +214,7 @@ def load(
     _replace_older(book)
     book.registry_defaults(range(len(book.roster)))
     for setpoints in book.setpoints.values():
-        setpoints.taken_over(now)
+        setpoints.taken_over(now, book.epoch)
     return kept
 
 

@@ -362,7 +362,7 @@ class Book:
             if not membership.ended:
                 for part in membership.parts:
                     self._observe(membership, part, now)
-        self._want_defaults()
+        self._want_defaults(now)
         self._forget(now)
         self.due_at = 0.0
         self.wake_at = self._next_wake(now)
@@ -497,7 +497,7 @@ class Book:
             return 1, control.each_w or 0
         return self.catalogue.mode_of(control.kind), 0 if control.kind is Kind.STANDBY else control.each_w or 0
 
-    def _want_defaults(self) -> None:
+    def _want_defaults(self, now: float) -> None:
         """Defaults are read when an event is accepted, before its start (R37)."""
         if "query" not in self.policy.defaults:
             return
@@ -515,7 +515,7 @@ class Book:
                     setpoints.wanted_priority[rows], membership.selector.priority
                 )
         for setpoints in self.setpoints.values():
-            setpoints.wanted &= ~setpoints.default()[0]
+            setpoints.wanted &= setpoints.unread(now)
 
     def _forget(self, now: float) -> None:
         for key, membership in list(self.memberships.items()):
@@ -543,9 +543,10 @@ class Book:
                     times.append(now + 5.0)  # facts grow old without telling
             for part in membership.parts:
                 m = part.members
-                open_ = m["published_at"][(m["state"] == State.PUBLISHED) & ~m["live"]]
-                if len(open_):
-                    times.append(float(open_.min()) + self.policy.result_timeout_s)
+                open_ = m["published_at"][np.isin(m["state"], (State.PUBLISHED, State.ACCEPTED)) & ~m["live"]]
+                late_at = open_ + self.policy.result_timeout_s
+                if (late_at > now).any():
+                    times.append(float(late_at[late_at > now].min()))
             if membership.closed_at:
                 times.append(membership.closed_at + KEEP_CLOSED_S)
         c = self.roster.columns[: len(self.roster)]

@@ -74,10 +74,14 @@ NOT_APPLICABLE, STARTED, COMPLETED, RECEIVED, CANCELLED, SUPERSEDED, PARTIALLY =
 
 @dataclass(slots=True, kw_only=True)
 class Part:
-    """One control of the event and its members; `members` has dtype MEMBER, rows ascending."""
+    """One control of the event and its members; `members` has dtype MEMBER, rows ascending.
+
+    `waits`: a member was accepted by GoodWe so lately that its answer may still come.
+    """
 
     control: Control
     members: np.ndarray
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,6 +240,11 @@ class Membership:
                 m["state"][late] = State.UNCONFIRMED
                 m["reason"][late] = Reason.NO_ANSWER
                 self.dirty = self.news = True
+            # Accepted is not applied: the answer may still come within the timeout, and is waited for.
+            waiting = (m["state"] == State.ACCEPTED) & (now - m["published_at"] < timeout_s)
+            if bool(waiting.any()) != part.waits:
+                part.waits = bool(waiting.any())
+                self.news = True
 
     def leave(self, part: Part, index: Rows, state: State | None = None, reason: Reason = Reason.NONE) -> None:
         """Members give up their hold; `state` None keeps the state that they had."""
@@ -258,8 +267,9 @@ class Membership:
             never = holding & ~m["live"] & (m["state"] == State.PENDING)
             m["state"][never] = State.SKIPPED
             m["reason"][never] = Reason.SUPERSEDED
+            # Never judged: not needed if the event was cancelled before; else the service was away and nothing was sent.
             idle = m["phase"] == WAITING
-            m["state"][idle] = State.UNUSED
+            m["state"][idle] = State.UNUSED if self.cancelled else State.PENDING
             m["reason"][idle] = 0
             m["phase"][holding | idle] = LEFT
             m["live"] = False
@@ -343,7 +353,7 @@ class Membership:
             return False
         for part in self.parts:
             m = part.members
-            if (m["state"] == State.PUBLISHED).any() or (m["release"] == RELEASE_DUE).any():
+            if part.waits or (m["state"] == State.PUBLISHED).any() or (m["release"] == RELEASE_DUE).any():
                 return False
         return True
 

@@ -53,6 +53,7 @@ class Policy:
     telemetry_max_age_s: float = 900.0
     telemetry: str = "prefer"
     defaults: tuple[str, ...] = ("registry", "query")
+    default_max_age_s: float = 3600.0
     soc_floor_percent: float = 25.0
 
 

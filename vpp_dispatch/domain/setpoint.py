@@ -56,6 +56,7 @@ SETPOINT = np.dtype(
         ("before", "u1"),
         ("before_first", "<i4"),
         ("before_second", "<i4"),
+        ("before_at", "<f8"),
         ("held_first", "<i4"),  # the last setpoint that was held: what a latched device would show
         ("held_second", "<i4"),
         ("query", "<u4"),  # number of the newest query; its purpose (0 = none outstanding), time and generation
@@ -205,7 +206,7 @@ class Setpoints:
         """The pages of these rows have to be saved."""
         self.dirty.update(np.unique(rows // PAGE).tolist())
 
-    def taken_over(self, now: float) -> None:
+    def taken_over(self, now: float, epoch: int) -> None:
         """After recovery: what was published and not saved is unknown, so each armed device may be set.
 
         The rows that said so are of a lower epoch, and a worker that was frozen may still write over them: no setpoint
@@ -216,7 +217,9 @@ class Setpoints:
         self.touch(np.flatnonzero(c["armed"]))
         self.urgent = bool(c["armed"].any())
         c["exposed"] += (c["armed"] & (c["exposed"] < 200)).astype(np.uint8)
-        c["query"] += np.uint32(FIRST_QUERY_AFTER_TAKEOVER)
+        # The epoch rises at each takeover, saved or not, so two takeovers never use the same numbers.
+        least = np.uint32((epoch * FIRST_QUERY_AFTER_TAKEOVER) % 2**32)
+        c["query"] = np.maximum(c["query"] + np.uint32(FIRST_QUERY_AFTER_TAKEOVER), least)
         c["purpose"] = 0
         c["query_next_at"] = 0
 
@@ -230,6 +233,13 @@ class Setpoints:
         first = np.where(from_registry, r["first"], c["before_first"])
         second = np.where(from_registry, r["second"], c["before_second"])
         return known, first.astype(np.int32), second.astype(np.int32)
+
+    def unread(self, now: float) -> Flags:
+        """Rows whose default has to be read, or read again because the owner may have changed it since."""
+        c = self.columns
+        from_registry = self.registry["known"] & ("registry" in self.policy.defaults)
+        old = (c["before"] != NOT_KNOWN) & (now - c["before_at"] > self.policy.default_max_age_s)
+        return ~from_registry & ((c["before"] == NOT_KNOWN) | old)
 
     # ------------------------------------------------------------------ composition
 
@@ -480,6 +490,7 @@ class Setpoints:
         family = denied & (purpose == READ_DEFAULT) & ~armed & ("family" in self.policy.defaults)
         told = read & (purpose == READ_DEFAULT) & ~armed
         c["before"][rows[told]] = FROM_QUERY
+        c["before_at"][rows[told | family]] = now
         c["before_first"][rows[told]], c["before_second"][rows[told]] = first[told], second[told]
         c["before"][rows[family]] = FROM_FAMILY
         c["before_first"][rows[family]], c["before_second"][rows[family]] = self.family_default
@@ -516,7 +527,12 @@ class Setpoints:
 
         c["refused"][confirmed] = False
         c["refused"][overruled] = True
+        # What the owner chose is what the actuator returns to from now on.
+        chosen = ~equal & ~again
+        c["before"][overruled] = FROM_QUERY
+        c["before_first"][overruled], c["before_second"][overruled] = first[chosen], second[chosen]
         over = np.concatenate([confirmed, overruled])
+        c["before_at"][over] = now  # read just now
         c["armed"][over] = False
         c["exposed"][over] = 0
         self.durable[over] = False
@@ -541,7 +557,7 @@ class Setpoints:
         release = open_ & ~c["held"] & ~reads_instead
         settled = c["armed"] & ~c["held"] & (c["acknowledged"] == c["generation"]) & (c["generation"] > 0)
         back = (settled | reads_instead) & (c["query_next_at"] <= now)
-        default = self.wanted & reading & (c["before"] == NOT_KNOWN) & ~c["armed"] & (c["query_next_at"] <= now)
+        default = self.wanted & reading & ~c["armed"] & (c["query_next_at"] <= now)
         rows, rank, query, deadline, re = [], [], [], [], []
         for mask, is_query in ((release, False), (back, True), (set_, False), (default, True)):
             found = np.flatnonzero(mask)
@@ -672,7 +688,7 @@ class Setpoints:
         for mask, column in (
             (open_, c["next_at"]),
             (open_, c["published_at"] + self.policy.result_timeout_s),
-            ((c["armed"] & ~c["held"]) | (self.wanted & (c["before"] == NOT_KNOWN)), c["query_next_at"]),
+            ((c["armed"] & ~c["held"]) | (self.wanted & ~c["armed"]), c["query_next_at"]),
         ):
             later = column[mask & (column > now)]
             if len(later):

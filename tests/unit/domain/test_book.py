@@ -461,3 +461,51 @@ def test_r34_the_publish_latency_counts_from_when_the_setpoint_was_desired() -> 
     w.run(3)
     latency = w.counts("a").publish_latency
     assert sum(latency.counts) == 2 and latency.max_s <= 1.0, "the one that came late counts from its return"
+
+
+def test_r37_a_default_that_was_read_long_ago_is_read_again_before_the_next_event() -> None:
+    w = World(policy=Policy(result_timeout_s=3.0, retry_backoff_s=1.0, release_retry_s=2.0, default_max_age_s=100.0))
+    sns = w.fleet(1)
+    w.devices[sns[0]][Actuator.EXPORT] = (1, 5000)
+    w.event("first", Kind.EXPORT_LIMIT, 1000, end=5)
+    w.run(12)
+    w.devices[sns[0]][Actuator.EXPORT] = (1, 3000)  # the owner's new agreement
+    w.now += 200
+    w.consent(sns)
+    w.event("second", Kind.EXPORT_LIMIT, 4000, start=5, end=15)
+    w.run(25)
+    assert w.devices[sns[0]][Actuator.EXPORT] == (1, 3000)
+    assert all(s.pair[1] <= 3000 for s in w.sets() if s.at > 1100), "an event never loosens a connection agreement"
+
+
+def test_r24_an_accepted_command_is_waited_for_before_the_event_settles() -> None:
+    w = World()
+    w.fleet(1)
+    last: list[Sent] = []
+
+    def fate(s: Sent) -> ResultCode | None:
+        if not s.query and s.pair != AUTO:
+            last.append(s)
+            return None
+        return ResultCode.SUCCESS
+
+    w.fate = fate
+    w.event("a", end=2)
+    w.run(1)
+    w.answer([(last[0], ResultCode.SUCCESS, (0, 0))], accepted=True)
+    w.run(2)
+    assert w.counts("a").release_confirmed == 1 and not w.counts("a").settled
+    w.answer([(last[0], ResultCode.SUCCESS, (0, 0))])
+    w.run(1)
+    assert w.counts("a").settled and states(w, "a") == {State.APPLIED: 1}
+
+
+def test_r35_a_window_that_the_service_missed_is_pending_not_unused() -> None:
+    w = World()
+    w.fleet(1)
+    w.event("a", start=5, end=10)
+    w.save()
+    w.now += 30
+    w.crash()
+    w.run(2)
+    assert states(w, "a") == {State.PENDING: 1} and w.sets() == []
