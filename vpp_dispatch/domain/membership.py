@@ -267,7 +267,7 @@ class Membership:
             never = holding & ~m["live"] & (m["state"] == State.PENDING)
             m["state"][never] = State.SKIPPED
             m["reason"][never] = Reason.SUPERSEDED
-            # Never judged: not needed if the event was cancelled before; else the service was away and nothing was sent.
+            # Never judged: not needed if the event was cancelled before; else the service was away, nothing was sent.
             idle = m["phase"] == WAITING
             m["state"][idle] = State.UNUSED if self.cancelled else State.PENDING
             m["reason"][idle] = 0
