@@ -38,6 +38,10 @@ BATCH_IN_HAND_S = 5.0
 """How long a revoke waits for the batch in hand."""
 
 
+READY_WITHOUT_SHARDS_S = 60.0
+"""How long a rebalance may take before the worker counts as not ready."""
+
+
 class _App(faust.App):
     """SIGTERM does not send `on_partitions_revoked` (faust 0.15.3): what has to happen then hangs on `on_stop` too."""
 
@@ -191,8 +195,7 @@ class Worker:
         self._events_next: int | None = None
         self._coordinating = asyncio.Lock()
         self._generation: int | None = None
-        self._ready_since: float | None = None
-        self._unready_since = time.monotonic()
+        self._given_up_at = time.monotonic()
         self._assigned_at = time.monotonic()
         self._caught_up = False
 
@@ -432,8 +435,7 @@ class Worker:
         except (ExternalFault, TimeoutError) as fault:
             self.log.warning("shards.last_checkpoint", detail=f"not written, the next owner reads it again: {fault!r}")
         self.running = False
-        self._ready_since = None
-        self._unready_since = time.monotonic()
+        self._given_up_at = time.monotonic()
         self.coordinates = False
         self.coordinator.forget()
         self.shards.give_up()
@@ -558,13 +560,7 @@ class Worker:
 
     def readiness(self) -> tuple[bool, list[str]]:
         """In the group and recovered; a rebalance shorter than a minute does not change it."""
-        if self.running:
-            self._ready_since = self._ready_since or time.monotonic()
-            return True, []
-        if self._ready_since is None and time.monotonic() - self._unready_since < 60 and self._assigned_before:
+        rebalances = self._generation is not None and time.monotonic() - self._given_up_at < READY_WITHOUT_SHARDS_S
+        if self.running or rebalances:
             return True, []
         return False, ["This worker is not in the group yet, or reads the tables of its shards."]
-
-    @property
-    def _assigned_before(self) -> bool:
-        return self._generation is not None

@@ -239,7 +239,8 @@ class Setpoints:
         c = self.columns
         from_registry = self.registry["known"] & ("registry" in self.policy.defaults)
         old = (c["before"] != NOT_KNOWN) & (now - c["before_at"] > self.policy.default_max_age_s)
-        return ~from_registry & ((c["before"] == NOT_KNOWN) | old)
+        asked: Flags = ~from_registry & ((c["before"] == NOT_KNOWN) | old)
+        return asked
 
     # ------------------------------------------------------------------ composition
 
