@@ -168,7 +168,16 @@ class _Running:
             called=lambda interface, outcome: metrics.realtime_calls.add(interface=interface, outcome=outcome),
             log=log,
         )
-        health.ready = self.worker.readiness
+        health.ready = self._ready
+
+    def _ready(self) -> tuple[bool, list[str]]:
+        """The worker's own readiness; and GoodWe's topics have to have been there once. That they go away later stops
+        nothing else, and so does not count."""
+        ready, reasons = self.worker.readiness()
+        if not self.link.reconnects:
+            detail = self.link.trouble or "the first connection is being made"
+            return False, [*reasons, f"GoodWe's topics have not been reached yet: {detail}"]
+        return ready, reasons
 
     def _devices(self) -> Sequence[tuple[str, bool]]:
         """The devices whose telemetry is read: registered and consenting, in this worker's shards."""

@@ -214,12 +214,16 @@ class Stack:
 
     async def start(self, *, inverters: int = 200, simulator: Sequence[str] = (), signals_partitions: int = 3) -> None:
         """Creates all topics, starts the simulator with a generated fleet, and begins to read what comes out."""
-        self.url = "http://127.0.0.1:1"
-        await preflight.create_for_trying_out(self.loaded())
+        await self.create_topics()
         await self.start_simulator(inverters=inverters, options=simulator)
         self._producer = AIOKafkaProducer(bootstrap_servers=self.bootstrap_servers, acks="all")
         await self._producer.start()
         self._reader = asyncio.create_task(self._read())
+
+    async def create_topics(self) -> None:
+        """Creates all topics of our side."""
+        self.url = self.url or "http://127.0.0.1:1"  # settings want an address before the simulator has one
+        await preflight.create_for_trying_out(self.loaded())
 
     async def start_simulator(self, *, inverters: int, options: Sequence[str] = ()) -> None:
         """Starts the simulator and waits until it serves."""

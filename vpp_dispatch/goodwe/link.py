@@ -24,7 +24,7 @@ from typing import Any, Final
 import numpy as np
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, UnknownTopicOrPartitionError
 from aiokafka.producer.sender import Sender
 from aiokafka.protocol.admin import ApiVersionRequest
 from numpy.typing import NDArray
@@ -64,6 +64,7 @@ class Link:
         published, publish_failures: commands that were acknowledged, and batches that were not.
         results, refused_records, deliveries, delivery_failures: what came back, and what became of it.
         reconnects: connections of the producer that were made.
+        trouble: why the cluster could not be used last, for people.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Link:
         self.deliveries = 0
         self.delivery_failures = 0
         self.reconnects = 0
+        self.trouble = ""
 
     @property
     def reachable(self) -> bool:
@@ -161,6 +163,8 @@ class Link:
             try:
                 await work()
             except (KafkaError, OSError, TimeoutError) as error:
+                if part == "producer":
+                    self.trouble = _sentence(error)
                 self.log.warning("link.unreachable", part=part, detail=_sentence(error))
             except Exception:
                 self.log.exception("link.failed", part=part)
@@ -274,7 +278,13 @@ class Link:
                     await producer.start()
                     leaders = []
                     for topic in self.codec.request_topics:
-                        leaders += [TopicPartition(topic, n) for n in await producer.partitions_for(topic)]
+                        try:
+                            partitions = await producer.partitions_for(topic)
+                        except UnknownTopicOrPartitionError:
+                            raise UnknownTopicOrPartitionError(
+                                f"the topic {topic} does not exist, or this client may not see it"
+                            ) from None
+                        leaders += [TopicPartition(topic, n) for n in partitions]
                     await producer.probe(leaders)
             except BaseException:
                 producer.abort()
