@@ -280,7 +280,7 @@ class DispatchSettings(Section):
         description="Where a default may come from, separated by commas: `registry`, `query`, `family` (R37).",
     )
     default_max_age_s: Seconds = Field(
-        3600,
+        default=3600,
         description="A default that was read by a query longer ago is read again before the next event, in seconds.",
     )
     longest_event_s: Seconds = Field(
