@@ -80,6 +80,18 @@ def test_links_lead_to_files(document: Path) -> None:
     assert [link for link in links if not (document.parent / link).exists()] == []
 
 
+ANCHOR = re.compile(r"\]\(((?!https?:)[^)#\s]*)#([^)\s]+)\)")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_into_a_page_lead_to_a_heading(document: Path) -> None:
+    for path, anchor in ANCHOR.findall(document.read_text()):
+        target = (document.parent / path) if path else document
+        headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+        slugs = {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+        assert anchor in slugs, f"{path}#{anchor}"
+
+
 # ---------------------------------------------------------------------------------------------- the guides
 
 GUIDES = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in ("architecture", "operators-guide", "tour")}
