@@ -8,14 +8,20 @@ the service says which, and waits.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from vpp_dispatch.domain.device import SHARDS
-from vpp_dispatch.errors import ConfigurationError
+from vpp_dispatch.errors import ConfigurationError, ExternalFault, NotReachable
 from vpp_dispatch.settings import SecuritySettings, Settings
 
 DAY_MS = 86_400_000
@@ -164,3 +170,91 @@ def topics_missing(there: Mapping[str, int], names: Sequence[str]) -> list[str]:
         for name in names
         if name not in there
     ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """What a cluster shows us.
+
+    `topics`: name -> partitions, of those with a leader for each; `cleanup_policies` of them, where this user may know.
+    """
+
+    brokers: int
+    topics: dict[str, int]
+    cleanup_policies: dict[str, str]
+
+
+async def look(bootstrap_servers: str, security: SecuritySettings) -> Cluster:
+    """Asks a cluster for its brokers and topics.
+
+    Raises:
+        ConfigurationError: the security settings are of no use.
+        NotReachable: it cannot be used from here.
+    """
+    admin = client(bootstrap_servers, security)
+    try:
+        await admin.start()
+        brokers = len((await admin.describe_cluster())["brokers"])
+        topics = await existing(admin)
+        return Cluster(brokers=brokers, topics=topics, cleanup_policies=await _policies(admin, list(topics)))
+    except (KafkaError, OSError) as fault:
+        raise _unusable(bootstrap_servers, fault) from fault
+    finally:
+        await admin.close()
+
+
+async def _policies(admin: AIOKafkaAdminClient, topics: list[str]) -> dict[str, str]:
+    """The cleanup policy of each topic; none where this user may not read configurations."""
+    policies = {}
+    asked = [ConfigResource(ConfigResourceType.TOPIC, name, {"cleanup.policy": None}) for name in topics]
+    for answer in await admin.describe_configs(asked) if asked else ():
+        for code, _, _, name, entries in answer.resources:
+            for entry in entries if not code else ():
+                if entry[0] == "cleanup.policy":
+                    policies[name] = str(entry[1])
+    return policies
+
+
+def _unusable(servers: str, fault: Exception) -> NotReachable:
+    return NotReachable(
+        f"Kafka at {servers} cannot be used ({type(fault).__name__}): start it, or set the right address, user and "
+        "certificates."
+    )
+
+
+async def clock_skew(settings: Settings) -> float:
+    """Seconds by which this clock is ahead of our cluster's (behind: negative; 0 = they agree), as R7 measures it.
+
+    Only an append tells the broker's time, and no topic of the service is written to for that: a topic of one record
+    is made and removed again.
+
+    Raises:
+        ExternalFault: the topic cannot be made or written to.
+    """
+    servers, security = settings.kafka.bootstrap_servers, settings.kafka.security
+    name = f"{settings.topics.event_inbox}.clock-{uuid.uuid4().hex[:8]}"
+    admin = client(servers, security)
+    producer = AIOKafkaProducer(bootstrap_servers=servers, acks="all", request_timeout_ms=10_000, **security.aiokafka())
+    try:
+        await admin.start()
+        configs = {"message.timestamp.type": "LogAppendTime", "retention.ms": "60000"}
+        answer = await admin.create_topics([NewTopic(name, 1, 1, topic_configs=configs)])
+        if code := answer.topic_errors[0][1]:
+            raise for_code(code)(name)
+        await producer.start()
+        await producer.send_and_wait(name, b"", partition=0)  # the first one waits for the leader
+        asked_at = time.time()
+        appended_at = float((await producer.send_and_wait(name, b"", partition=0)).timestamp) / 1000
+        now = time.time()
+    except (KafkaError, OSError) as fault:
+        raise ExternalFault(
+            f"a topic {name} cannot be made and written to ({type(fault).__name__}): allow topics with that prefix."
+        ) from fault
+    finally:
+        await producer.stop()
+        with contextlib.suppress(KafkaError):  # it was never made, or goes by its retention
+            await admin.delete_topics([name])
+        await admin.close()
+    if appended_at < asked_at - 0.001:  # the broker tells milliseconds
+        return asked_at - appended_at
+    return min(now - appended_at, 0.0)

@@ -13,7 +13,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from vpp_dispatch.cli import main
+from vpp_dispatch import goodwe
+from vpp_dispatch.cli import main, reference
 from vpp_dispatch.errors import ConfigurationError, NotReachable
 from vpp_dispatch.settings import Settings
 
@@ -64,7 +65,8 @@ def test_python_dash_m() -> None:
 
 def test_check_accepts(invoke: Callable[..., Result]) -> None:
     result = invoke("config", "check")
-    assert (result.exit_code, result.output) == (0, "The settings fit.\n")
+    assert result.exit_code == 0
+    assert result.output == "The settings fit, and so does the GoodWe profile goodwe (goodwe).\n"
 
 
 @pytest.mark.parametrize("command", [("config", "check"), ("config", "show"), ("run",)])
@@ -134,3 +136,34 @@ def test_simulate_hands_everything_on(invoke: Callable[..., Result], monkeypatch
     assert helped.exit_code == 0
     assert helped.output.startswith("Usage: vpp-dispatch simulate")
     assert invoke("simulate", "--inverters", "many").exit_code == 2
+
+
+def test_check_says_what_is_wrong_with_the_profile(invoke: Callable[..., Result], tmp_path: Path) -> None:
+    built_in = Path(goodwe.__file__).parent / "profiles" / "goodwe.toml"
+    own = tmp_path / "own.toml"
+    own.write_text(built_in.read_text().replace('code_type = "string"', 'code_type = "text"\ncolour = "red"'))
+    result = invoke("config", "check", VPP_DISPATCH_GOODWE__PROFILE=str(own))
+    assert result.exit_code == 2
+    assert "results.colour: this key is not known" in result.stderr and "results.code_type" in result.stderr
+    nowhere = invoke("config", "check", VPP_DISPATCH_GOODWE__PROFILE="gudwe")
+    assert nowhere.exit_code == 2 and "'gudwe'" in nowhere.stderr and "goodwe" in nowhere.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_of_this_command(invoke: Callable[..., Result], shell: str) -> None:
+    result = invoke("completion", shell)
+    assert result.exit_code == 0
+    assert f"_VPP_DISPATCH_COMPLETE={shell}_complete" in result.stdout
+
+
+def test_completion_of_an_unknown_shell_names_those_there_are(invoke: Callable[..., Result]) -> None:
+    result = invoke("completion", "tcsh")
+    assert result.exit_code == 2 and "'bash', 'zsh', 'fish'" in result.stderr
+
+
+def test_every_command_has_help_that_says_what_it_does(invoke: Callable[..., Result]) -> None:
+    for path in reference.paths(main):
+        result = invoke(*path, "--help")
+        assert result.exit_code == 0, path
+        assert result.stdout.startswith(f"Usage: main {' '.join(path)}" if path != ("simulate",) else "Usage: "), path
+        assert len(result.stdout.splitlines()) > 5, path

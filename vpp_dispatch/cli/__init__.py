@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+from click.shell_completion import get_completion_class
 
+from vpp_dispatch.cli.base import EXIT_CODES, Failed, Refused, complete, config_option, load
+from vpp_dispatch.cli.fleet import fleet
+from vpp_dispatch.cli.preflight import preflight
+from vpp_dispatch.cli.signal import signal
 from vpp_dispatch.errors import ConfigurationError, VppDispatchError
 
-if TYPE_CHECKING:
-    from vpp_dispatch.settings import Settings
-
-EXIT_CODES = """
-\b
-Exit codes:
-  0  done; for `run`: stopped as asked, by SIGTERM or SIGINT
-  1  a fault: the log's last lines say which
-  2  the command line or the configuration has to change: a sentence says where
-"""
-
-
-class Refused(click.ClickException):
-    """The configuration has to change."""
-
-    exit_code = 2
-
-
-class Failed(click.ClickException):
-    """A fault that a person has to look at."""
-
-    exit_code = 1
+RUN_EXIT_CODES = EXIT_CODES.replace("0  done", "0  stopped as asked, by SIGTERM or SIGINT")
 
 
 def _show_version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
@@ -46,30 +28,6 @@ def _show_version(context: click.Context, parameter: click.Parameter, wanted: bo
         context.exit()
 
 
-config_option = click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="TOML file with settings; VPP_DISPATCH_ variables win over it.",
-)
-
-
-def _load(config: Path | None) -> Settings:
-    from vpp_dispatch.settings import Settings
-
-    try:
-        return Settings.load(config, os.environ)
-    except ConfigurationError as error:
-        raise Refused(str(error)) from error
-
-
-def _complete(config: Path | None) -> Settings:
-    settings = _load(config)
-    if unmet := settings.unmet():
-        raise Refused("\n".join(unmet))
-    return settings
-
-
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version."
@@ -77,15 +35,21 @@ def _complete(config: Path | None) -> Settings:
 def main() -> None:
     """Dispatches GoodWe inverters for a grid operator, and proves what happened to each.
 
+    \b
+    The service     config check, preflight, run
+    A fleet         fleet import, fleet show, fleet export
+    A signal        signal send, signal watch, signal cancel
+    Without GoodWe  simulate
+
     Settings are environment variables VPP_DISPATCH_..., or a TOML file; docs/configuration.md has all of them.
     """
 
 
-@main.command(epilog=EXIT_CODES)
+@main.command(epilog=RUN_EXIT_CODES)
 @config_option
 def run(config: Path | None) -> None:
     """Run one worker of the service until it is told to stop."""
-    settings = _complete(config)
+    settings = complete(config)
     from vpp_dispatch.service import run as run_service
 
     try:
@@ -110,26 +74,54 @@ def simulate(arguments: tuple[str, ...]) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-@main.group(name="config")
+@main.group(name="config", short_help="Check and show the configuration.")
 def config_group() -> None:
     """Look at the configuration without running anything."""
 
 
-@config_group.command()
+@config_group.command(epilog=EXIT_CODES, short_help="Print each setting and its origin.")
 @config_option
 def show(config: Path | None) -> None:
     """Print each setting with its value and where that comes from. Secrets are never shown, only their files."""
-    for line in _load(config).lines():
+    for line in load(config).lines():
         click.echo(line)
 
 
-@config_group.command()
+@config_group.command(epilog=EXIT_CODES, short_help="Say whether settings and profile fit.")
 @config_option
 def check(config: Path | None) -> None:
-    """Say whether the settings fit and are complete. Connects to nothing."""
-    _complete(config)
-    click.echo("The settings fit.")
+    """Say whether the settings and the GoodWe profile fit and are complete. Connects to nothing.
 
+    `vpp-dispatch preflight` goes on from here: it connects to everything that the service needs.
+    """
+    settings = complete(config)
+    from vpp_dispatch.goodwe.profile import load_profile
+
+    try:
+        profile = load_profile(settings.goodwe.profile)
+    except ConfigurationError as error:
+        raise Refused(str(error)) from error
+    click.echo(f"The settings fit, and so does the GoodWe profile {profile.name} ({settings.goodwe.profile}).")
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes a shell complete commands and options.
+
+    \b
+    bash   echo 'eval "$(vpp-dispatch completion bash)"' >> ~/.bashrc
+    zsh    echo 'eval "$(vpp-dispatch completion zsh)"' >> ~/.zshrc
+    fish   vpp-dispatch completion fish > ~/.config/fish/completions/vpp-dispatch.fish
+    """
+    made = get_completion_class(shell)
+    if made is None:
+        raise Failed(f"The installed click cannot complete in {shell}: use another shell, or install click again.")
+    click.echo(made(main, {}, "vpp-dispatch", "_VPP_DISPATCH_COMPLETE").source())
+
+
+for command in (signal, fleet, preflight):
+    main.add_command(command)
 
 if __name__ == "__main__":
     main()

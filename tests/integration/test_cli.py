@@ -1,0 +1,144 @@
+"""The tools in people's hands, each as a process of its own, on a real Kafka with the service and the simulator."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.auditing import audited
+from vpp_dispatch.demo.stack import Stack
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+async def cli(stack: Stack, *arguments: str, given: str = "", **variables: str) -> Done:
+    """Runs `vpp-dispatch` with the settings of the stack."""
+    env = {**os.environ, **stack.variables(), **{f"VPP_DISPATCH_{k}": v for k, v in variables.items()}}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "vpp_dispatch", *arguments,
+        env=env, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(60):
+            out, err = await process.communicate(given.encode())
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise
+    assert process.returncode is not None
+    return Done(process.returncode, out.decode(), err.decode())
+
+
+async def test_a_signal_is_sent_watched_and_cancelled_by_hand(stack: Stack) -> None:
+    await stack.start(inverters=30, simulator=["--series", "ETU"])
+    await stack.until_ready(stack.start_worker())
+    sent, refused = await asyncio.gather(
+        cli(
+            stack,
+            "signal",
+            "send",
+            "--control",
+            "charge=1000",
+            "--all",
+            "--for",
+            "8s",
+            "--event-id",
+            "short",
+            "--watch",
+        ),
+        cli(stack, "signal", "send", "--control", "charge=total:9000", "--all", "--for", "5m", "--watch", "--json"),
+    )
+    assert sent.code == 0, sent
+    body, told, *lines = sent.out.splitlines()
+    assert json.loads(body)["source"] == stack.source
+    assert told.startswith(f"Sent to {stack.signals_topic} ") and "charge 1,000 W each, all inverters" in told
+    assert any(line.endswith("response to r1: 1 received") for line in lines)
+    assert lines[-1] == (
+        f"short of {stack.source} is over: completed, 30 of 30 inverters did it, 30 of 30 releases confirmed."
+    )
+    assert refused.code == 7, refused
+    assert json.loads(refused.out.splitlines()[-1])["ended"]["code"] == 252
+
+    again = await cli(stack, "signal", "watch", "short", "--json")
+    ended = [json.loads(line) for line in again.out.splitlines()]
+    assert again.code == 0 and ended[-1] == {"ended": {"code": 3, "status": "completed", "exit_code": 0}}
+    assert [line["response"]["code"] for line in ended if "response" in line] == [1, 2, 3]
+
+    long = await cli(stack, "signal", "send", "-", given=json.dumps(
+        {"event_id": "long", "controls": [{"kind": "standby"}], "targets": {"all": True}, "open_ended": True}
+    ))  # fmt: skip
+    assert long.code == 0, long
+    await stack.until_devices("long", "applied", 30)
+    early = await cli(stack, "signal", "watch", "long", "--timeout", "1s")
+    assert early.code == 8 and "30 applied" in early.out
+    cancelled = await cli(stack, "signal", "cancel", "long", "--reason", "fault cleared", "--watch")
+    assert cancelled.code == 0, cancelled
+    assert json.loads(cancelled.out.splitlines()[0])["revision"] == 2
+    assert "response to r2: 6 cancelled" in cancelled.out
+    assert "30 of 30 releases confirmed" in cancelled.out
+    assert (await cli(stack, "signal", "watch", "long")).code == 5
+    await audited(stack, events=2)
+
+
+async def test_a_fleet_goes_in_and_out_and_preflight_says_what_is_missing(stack: Stack, tmp_path: Path) -> None:
+    bare = await cli(stack, "preflight", "--json")
+    missing = [f for f in map(json.loads, bare.out.splitlines()) if f["state"] == "failed"]
+    assert bare.code == 1, bare
+    assert {f["check"] for f in missing} == {"settings", "topic", "goodwe topic"}
+    assert len([f for f in missing if f["check"] == "goodwe topic"]) == 6
+
+    await stack.start(inverters=12, simulator=["--series", "ETU", "--no-consent", "0.3", "--sites", "4"])
+    there = await cli(stack, "preflight")
+    assert there.code == 0, there
+    assert "FAILED" not in there.out
+    for word in ("shard-inbox.v1 has its 64 partitions", "clock", "devices may be dispatched: 12 are registered"):
+        assert word in there.out
+    slow = await cli(
+        stack, "preflight", GOODWE__REALTIME__MAX_CALLS_PER_S="2", FLEET__TELEMETRY_MAX_AGE_S="0.5",
+        FLEET__TELEMETRY_POLICY="require", GOODWE__REALTIME__ACCOUNT="",
+    )  # fmt: skip
+    assert slow.code == 1 and "VPP_DISPATCH_GOODWE__REALTIME__ACCOUNT is not set" in slow.out
+
+    sheet = tmp_path / "fleet.csv"
+    exported = await cli(stack, "fleet", "export", "--output", str(sheet))
+    assert exported.code == 0 and "12 devices" in exported.out, exported
+    header, first, *rest = sheet.read_text().splitlines()
+    same = await cli(stack, "fleet", "import", str(sheet))
+    assert "0 new, 0 changed, 12 the same" in same.out
+    sn = first.split(",")[0]
+    sheet.write_text(
+        "\n".join([header, first.replace("site-0001", "site-0099"), *rest[:-1], "9010KETU000W9999,,,west,,,,,,,"])
+    )
+    asked = await cli(stack, "fleet", "import", str(sheet), "--replace")
+    assert asked.code == 2 and "--yes" in asked.err
+    replaced = await cli(stack, "fleet", "import", str(sheet), "--replace", "--yes")
+    assert "1 new, 1 changed, 10 the same, 1 removed" in replaced.out, replaced
+    shown = await cli(stack, "fleet", "show", "--site", "site-0099", "--json")
+    assert [json.loads(line)["sn"] for line in shown.out.splitlines()] == [sn]
+    assert len((await cli(stack, "fleet", "show")).out.splitlines()) == 1 + 12
+
+
+async def test_without_kafka_every_command_ends_with_a_sentence(stack: Stack) -> None:
+    nowhere = {"KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+    commands = [
+        ["signal", "send", "--control", "standby", "--all", "--for", "1m"],
+        ["signal", "watch", "x"],
+        ["signal", "cancel", "x"],
+        ["fleet", "show"],
+        ["preflight"],
+    ]
+    for ended in await asyncio.gather(*(cli(stack, *command, **nowhere) for command in commands)):
+        assert ended.code == 1, ended
+        assert "Kafka at 127.0.0.1:1 cannot be used" in ended.out + ended.err
+        assert "Traceback" not in ended.err

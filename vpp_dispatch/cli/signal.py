@@ -1,0 +1,443 @@
+"""`vpp-dispatch signal`: send a dispatch signal by hand, cancel one, watch what becomes of it."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from vpp_dispatch.cli.base import DURATION, MOMENT, Refused, config_option, execute, load
+
+if TYPE_CHECKING:
+    from vpp_dispatch.domain.signal import Control, Signal
+    from vpp_dispatch.settings import Settings
+
+DEFAULT_SOURCE = "operator"
+"""Of a signal by hand, where the topic takes any source and nobody names one."""
+
+OPEN_ENDED_EXPIRES_S = 3600
+CANCEL_EXPIRES_S = 86_400
+"""A cancellation that is read late is still wanted."""
+
+WATCH_EXIT_CODES = """
+\b
+Exit codes of a watch:
+  0    completed: all targeted devices did it; of `cancel --watch`: cancelled
+  1    a fault: a sentence says which
+  2    the command line, the file or the configuration has to change
+  3    completed partially: some did
+  4    no participation: none did
+  5    cancelled
+  6    superseded: other events stood before it until its end
+  7    refused by the service (responses 252, 253, 254)
+  8    --timeout is over; the event goes on
+  130  Ctrl-C; the event goes on
+"""
+
+
+@click.group(short_help="Send a dispatch signal, cancel it, watch it.")
+def signal() -> None:
+    """Send a dispatch signal by hand, cancel it, watch what becomes of it."""
+
+
+# ---------------------------------------------------------------------------------------------- options
+
+
+class ControlType(click.ParamType):
+    """KIND=VALUE as a control of the contract."""
+
+    name = "control"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        if isinstance(value, dict):
+            return value
+        from vpp_dispatch.domain.signal import Kind
+
+        kind, given, text = str(value).partition("=")
+        kind = kind.replace("-", "_")
+        kinds = [k.value for k in Kind]
+        if kind not in kinds:
+            self.fail(f"{kind!r} is no kind of control; there are {', '.join(kinds)}.", param, ctx)
+        control: dict[str, Any] = {"kind": kind}
+        try:
+            if not given:
+                return control
+            if text.startswith("total:"):
+                return control | {"total_w": int(text[6:])}
+            if text.endswith("%"):
+                return control | {"each_percent": float(text[:-1])}
+            if ":" in text:
+                number, _, excitation = text.partition(":")
+                return control | {"cos_phi": float(number), "excitation": excitation}
+            return control | {"each_w": int(text.removesuffix("W"))}
+        except ValueError:
+            self.fail(
+                f"{text!r} is no value: write watts per device (2000), watts in total (total:2000000), percent of the "
+                "rating (60%) or a power factor with its excitation (0.95:over). Tables go by a JSON file.",
+                param,
+                ctx,
+            )
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        from vpp_dispatch.domain.signal import Kind
+
+        return [click.shell_completion.CompletionItem(k.value) for k in Kind if k.value.startswith(incomplete)]
+
+
+source_option = click.option("--source", metavar="NAME", help="Who sends it; the source that the topic is bound to.")
+timeout_option = click.option(
+    "--timeout", "timeout_s", type=DURATION, metavar="DURATION", help="Stop watching after so long, with exit code 8."
+)
+watch_option = click.option("--watch", "follow", is_flag=True, help="Stay and follow it to its end.")
+
+
+def _topic(settings: Settings, source: str | None) -> tuple[str, str]:
+    """(signals topic, source) of a signal by hand. Raises Refused where several would do, or none."""
+    bound = settings.signals.topics
+    if source is None:
+        if len(bound) > 1:
+            names = ", ".join(name for name in bound.values() if name != "*")
+            raise Refused(f"There are several signals topics, each with its source: name one by --source ({names}).")
+        topic, only = next(iter(bound.items()))
+        return topic, DEFAULT_SOURCE if only == "*" else only
+    for wanted in (source, "*"):
+        for topic, name in bound.items():
+            if name == wanted:
+                return topic, source
+    raise Refused(
+        f"No signals topic is bound to the source {source!r}; there is {', '.join(bound.values())} "
+        "(VPP_DISPATCH_SIGNALS__TOPICS)."
+    )
+
+
+# ---------------------------------------------------------------------------------------------- send
+
+
+@signal.command(epilog=WATCH_EXIT_CODES, short_help="Send a dispatch signal, from options or a JSON file.")
+@click.argument("file", type=click.File("rb"), required=False)
+@click.option(
+    "--control",
+    "controls",
+    type=ControlType(),
+    multiple=True,
+    metavar="KIND[=VALUE]",
+    help="What is asked: charge=2000 (W each), discharge=total:2000000 (W), export_limit=1500, standby, "
+    "generation_limit=60%, power_factor=0.95:over. Repeat for another actuator.",
+)
+@click.option("--device", "devices", multiple=True, metavar="SN", help="For this inverter. May be repeated.")
+@click.option("--site", "sites", multiple=True, metavar="NAME", help="For the inverters of this site.")
+@click.option("--group", "groups", multiple=True, metavar="NAME", help="For the inverters of this group.")
+@click.option("--area", "areas", multiple=True, metavar="NAME", help="For the inverters of this area.")
+@click.option("--all", "everyone", is_flag=True, help="For all inverters.")
+@click.option("--start", type=MOMENT, metavar="TIME", help="2026-11-22T11:00:00Z, or +5m from now; absent = at once.")
+@click.option("--end", type=MOMENT, metavar="TIME", help="When everything is put back.")
+@click.option("--for", "lasts_s", type=DURATION, metavar="DURATION", help="Instead of --end: 30m, 1h30m, 90s.")
+@click.option("--open-ended", is_flag=True, help="Until it is cancelled, or the longest event is over.")
+@click.option("--priority", type=click.IntRange(0, 255), help="The lower wins; 255, the weakest, if absent.")
+@click.option("--ramp-up", type=DURATION, metavar="DURATION", help="Stagger the starts over it.")
+@click.option("--ramp-down", type=DURATION, metavar="DURATION", help="Stagger the releases over it.")
+@click.option("--test", is_flag=True, help="Judge it only: no inverter is told anything.")
+@click.option("--event-id", metavar="NAME", help="Made from kind and time if absent.")
+@click.option("--revision", type=click.IntRange(min=1), help="1 if absent; a change of an event needs a higher one.")
+@source_option
+@click.option("--expires", type=MOMENT, metavar="TIME", help="First read later than this it is refused; absent = END.")
+@click.option("--dry-run", is_flag=True, help="Check and print it, and send nothing.")
+@watch_option
+@timeout_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines only.")
+@config_option
+def send(file: IO[bytes] | None, config: Path | None, **given: Any) -> None:
+    """Send a dispatch signal, from options or from a JSON FILE (- = standard input).
+
+    Options win over what stands in the file. What is absent and can be known is filled in: source, event id, revision,
+    created_at, expires_at. Nothing is sent that the service would refuse by its form. Sending the same JSON twice is
+    safe: it counts once.
+
+    \b
+    vpp-dispatch signal send --control export_limit=1500 --group feeder-03 --for 30m --watch
+    vpp-dispatch signal send --control charge=2000 --all --start +10m --for 1h --priority 100
+    vpp-dispatch signal send event.json --dry-run
+    """
+    settings = load(config)
+    now = time.time()
+    body = _read(file) if file is not None else {}
+    _put_options(body, given, now)
+    if not file and not (body.get("controls") and body.get("targets")):
+        raise Refused(
+            "Say what is asked, of whom and until when: for example --control charge=2000 --group feeder-03 --for 30m, "
+            "or give a JSON file."
+        )
+    topic, source = _topic(settings, body.get("source") if isinstance(body.get("source"), str) else None)
+    _fill_in(body, source, now)
+    value = json.dumps(body, ensure_ascii=False).encode()
+    decoded = _decoded(value)
+    _not_too_late(decoded, now)
+    _send(
+        settings, topic, decoded, value, dry_run=given["dry_run"], follow=given["follow"],
+        timeout_s=given["timeout_s"], as_json=given["as_json"],
+    )  # fmt: skip
+
+
+def _read(file: IO[bytes]) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{', '.join(twice)} stands twice in one object")
+        return dict(pairs)
+
+    named = getattr(file, "name", "<stdin>")
+    name = "Standard input" if named == "<stdin>" else named
+    try:
+        body = json.loads(file.read().decode(), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"{name} is no JSON in UTF-8 ({error}): correct the file.") from None
+    if not isinstance(body, dict):
+        raise Refused(f"{name} holds no JSON object: write the signal as one object.")
+    return body
+
+
+def _put_options(body: dict[str, Any], given: Mapping[str, Any], now: float) -> None:
+    from vpp_dispatch.operators.envelope import rfc3339
+
+    ends = [name for name, there in (("--end", given["end"]), ("--for", given["lasts_s"])) if there is not None]
+    ends += ["--open-ended"] if given["open_ended"] else []
+    if len(ends) > 1:
+        raise Refused(f"{' and '.join(ends)} contradict each other: keep one.")
+    if given["controls"]:
+        body["controls"] = list(given["controls"])
+    targets = {n: list(given[n]) for n in ("devices", "sites", "groups", "areas") if given[n]}
+    if given["everyone"]:
+        targets["all"] = True  # type: ignore[assignment]
+    if targets:
+        body["targets"] = targets
+    for name in ("start", "end"):
+        if given[name] is not None:
+            body[f"{name}_at"] = rfc3339(given[name])
+    if ends:
+        for name in ("end_at", "open_ended"):
+            if not (name == "end_at" and given["end"] is not None):
+                body.pop(name, None)
+    if given["lasts_s"] is not None:
+        body["end_at"] = rfc3339(_start(body, now) + given["lasts_s"])
+    if given["open_ended"]:
+        body["open_ended"] = True
+    for option, name in (("ramp_up", "ramp_up_s"), ("ramp_down", "ramp_down_s")):
+        if given[option] is not None:
+            body[name] = int(given[option])
+    if given["expires"] is not None:
+        body["expires_at"] = rfc3339(given["expires"])
+    for name in ("priority", "event_id", "revision", "source"):
+        if given[name] is not None:
+            body[name] = given[name]
+    if given["test"]:
+        body["test"] = True
+
+
+def _start(body: Mapping[str, Any], now: float) -> float:
+    from vpp_dispatch.operators.wire import epoch_seconds
+
+    if "start_at" not in body:
+        return now
+    try:
+        return epoch_seconds(body["start_at"])
+    except ValueError as error:
+        raise Refused(f"start_at {error}.") from None
+
+
+def _fill_in(body: dict[str, Any], source: str, now: float) -> None:
+    """What is absent and can be known."""
+    from vpp_dispatch.operators.envelope import rfc3339
+
+    controls = body.get("controls")
+    first = controls[0] if isinstance(controls, list) and controls else None
+    kind = str(first["kind"]) if isinstance(first, dict) and first.get("kind") else "event"
+    body.setdefault("action", "dispatch")
+    body.setdefault("source", source)
+    stamp = time.strftime("%m%d-%H%M%S", time.gmtime(now))
+    body.setdefault("event_id", f"{kind[:32].replace('_', '-')}-{stamp}-{secrets.token_hex(2)}")
+    body.setdefault("revision", 1)
+    body.setdefault("created_at", rfc3339(now))
+    if "expires_at" not in body:
+        body["expires_at"] = body.get("end_at") or rfc3339(_start(body, now) + OPEN_ENDED_EXPIRES_S)
+
+
+def _decoded(value: bytes) -> Signal:
+    from vpp_dispatch.domain.answer import Refusal
+    from vpp_dispatch.operators.messages import decode_signal
+
+    decoded = decode_signal(value)
+    if isinstance(decoded, Refusal):
+        raise Refused(f"Nothing was sent, since the service would refuse it ({decoded.reason}): {decoded.detail}")
+    return decoded
+
+
+def _not_too_late(decoded: Signal, now: float) -> None:
+    from vpp_dispatch.operators.envelope import rfc3339
+
+    for name, at in (("end_at", decoded.end_at), ("expires_at", decoded.expires_at)):
+        if at is not None and at <= now:
+            raise Refused(
+                f"Nothing was sent, since its {name} ({rfc3339(at)}) is over and the service would refuse it (254): "
+                "give a later one."
+            )
+
+
+def _send(
+    settings: Settings,
+    topic: str,
+    decoded: Signal,
+    value: bytes,
+    *,
+    dry_run: bool,
+    follow: bool,
+    timeout_s: float | None,
+    as_json: bool,
+) -> None:
+    # Before it leaves: whoever loses the connection now can send these very bytes again, which is safe (R1).
+    click.echo(value.decode())
+    what = f"{decoded.event_id} r{decoded.revision} of {decoded.source}: {described(decoded)}"
+    if dry_run:
+        click.echo(f"Not sent (--dry-run): {what}.", err=as_json)
+        return
+    from vpp_dispatch.topics import Draft, publish
+
+    [(partition, offset)] = execute(publish(settings, topic, [Draft(key=decoded.event_id.encode(), value=value)]))
+    click.echo(f"Sent to {topic} (partition {partition}, offset {offset}): {what}.", err=as_json)
+    if follow:
+        from vpp_dispatch.cli.watching import watch
+
+        watch(
+            settings,
+            decoded.event_id,
+            source=decoded.source,
+            revision=decoded.revision,
+            since=decoded.created_at - 60,
+            timeout_s=timeout_s,
+            as_json=as_json,
+            wanted=6 if decoded.action == "cancel" else 3,
+        )
+
+
+def described(decoded: Signal) -> str:
+    """A signal in words: what, of whom, when."""
+    from vpp_dispatch.operators.envelope import rfc3339
+
+    if decoded.action == "cancel":
+        return "cancel" + (f" ({decoded.reason})" if decoded.reason else "")
+    parts = [", ".join(_control(c) for c in decoded.controls) or str(decoded.action)]
+    if (t := decoded.targets) is not None:
+        named: Sequence[tuple[str, tuple[str, ...]]] = (
+            ("inverter", t.devices), ("site", t.sites), ("group", t.groups), ("area", t.areas),
+        )  # fmt: skip
+        words = [
+            f"{word} {', '.join(names)}" if len(names) < 4 else f"{len(names)} {word}s"
+            for word, names in named
+            if names
+        ]
+        parts.append("all inverters" if t.all else " and ".join(words))
+    if decoded.action == "dispatch":
+        start = rfc3339(decoded.start_at) if decoded.start_at is not None else "now"
+        parts.append(f"{start} to {rfc3339(decoded.end_at) if decoded.end_at is not None else 'its cancellation'}")
+        parts.append(f"priority {decoded.priority}")
+    return ", ".join(parts) + (", a test" if decoded.test else "")
+
+
+def _control(control: Control) -> str:
+    words = control.kind.value.replace("_", " ")
+    if control.each_w is not None:
+        return f"{words} {control.each_w:,} W each"
+    if control.total_w is not None:
+        return f"{words} {control.total_w:,} W in total"
+    if control.each_percent is not None:
+        return f"{words} {control.each_percent:g} %"
+    if control.cos_phi is not None:
+        return f"{words} {control.cos_phi:g} {control.excitation}"
+    return words + (" by table" if control.sites_w or control.devices_w else "")
+
+
+# ---------------------------------------------------------------------------------------------- cancel, watch
+
+
+@signal.command(epilog=WATCH_EXIT_CODES, short_help="Cancel an event.")
+@click.argument("event")
+@click.option("--reason", metavar="TEXT", help="Why; it goes with the signal.")
+@click.option("--ramp-down", type=DURATION, metavar="DURATION", help="Stagger the releases over it.")
+@click.option("--revision", type=click.IntRange(min=1), help="One above the last that was answered, if absent.")
+@source_option
+@click.option("--dry-run", is_flag=True, help="Check and print it, and send nothing.")
+@watch_option
+@timeout_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines only.")
+@config_option
+def cancel(
+    event: str,
+    reason: str | None,
+    ramp_down: float | None,
+    revision: int | None,
+    source: str | None,
+    dry_run: bool,
+    follow: bool,
+    timeout_s: float | None,
+    as_json: bool,
+    config: Path | None,
+) -> None:
+    """Cancel EVENT: its holds are given up at once, and every inverter goes back.
+
+    Source and revision are looked up in what the service answered. An event that was never answered can be cancelled
+    too, by --revision (and --source): it then never starts.
+    """
+    from vpp_dispatch.cli.watching import last_known
+    from vpp_dispatch.operators.envelope import rfc3339
+
+    settings = load(config)
+    if revision is None:
+        known = execute(last_known(settings, event, source))
+        if known is None:
+            raise Refused(
+                f"Nothing was ever answered about an event {event!r}{f' of {source}' if source else ''}: check the "
+                "name, or give --revision (2 cancels revision 1) so that it is cancelled before it starts."
+            )
+        source, revision = known[0], known[1] + 1
+    topic, source = _topic(settings, source)
+    now = time.time()
+    body: dict[str, Any] = {
+        "event_id": event,
+        "source": source,
+        "revision": revision,
+        "action": "cancel",
+        "created_at": rfc3339(now),
+        "expires_at": rfc3339(now + CANCEL_EXPIRES_S),
+    }
+    if reason:
+        body["reason"] = reason
+    if ramp_down is not None:
+        body["ramp_down_s"] = int(ramp_down)
+    value = json.dumps(body, ensure_ascii=False).encode()
+    _send(settings, topic, _decoded(value), value, dry_run=dry_run, follow=follow, timeout_s=timeout_s, as_json=as_json)
+
+
+@signal.command(name="watch", epilog=WATCH_EXIT_CODES, short_help="Follow an event to its end.")
+@click.argument("event")
+@source_option
+@click.option("--revision", type=click.IntRange(min=1), help="Wait for the end of this revision, or of a later one.")
+@timeout_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines only.")
+@config_option
+def watch_command(
+    event: str, source: str | None, revision: int | None, timeout_s: float | None, as_json: bool, config: Path | None
+) -> None:
+    """Follow EVENT to its end: responses, and the newest report as a table.
+
+    On a terminal the table is live; in a pipe there is one line per change. It reads only, and it may be started
+    before, during or after the event. Watching takes no part in the event: Ctrl-C does not end it.
+    """
+    from vpp_dispatch.cli.watching import watch
+
+    watch(load(config), event, source=source, revision=revision, timeout_s=timeout_s, as_json=as_json)
