@@ -55,8 +55,8 @@ case $? in 0) echo all of them ;; 3) echo some of them ;; *) tail -1 event.log ;
 
 OF_ITS_OWN = ("simulate",)
 SIMULATE = """Runs a GoodWe for everyone without an account: the six topics, the Real-Time Data API over HTTP, and a
-fleet of inverters with batteries, sun, owners who withdraw consent, and faults of every kind. `vpp-dispatch simulate --help`
-says all its options.
+fleet of inverters with batteries, sun, owners who withdraw consent, and faults of every kind. All its options:
+`vpp-dispatch simulate --help`.
 
 ```sh
 vpp-dispatch simulate --bootstrap-servers localhost:9092 --create-topics --publish-fleet fleet.devices.v1
