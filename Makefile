@@ -22,7 +22,7 @@ test: jars ## all tests, on a real Kafka
 	$(PY) -m pytest tests
 
 unit: $(READY) ## the tests without a broker, in seconds
-	$(PY) -m pytest tests/unit tests/contract
+	$(PY) -m pytest -n auto tests/unit tests/contract
 
 integration: jars ## the tests with a broker
 	$(PY) -m pytest tests --ignore tests/unit --ignore tests/contract

@@ -76,7 +76,7 @@ class KafkaSettings(Section):
 
 
 class TopicSettings(Section):
-    """Names of the topics of our side; the layout is in `contracts.md`."""
+    """Names of the topics of our side; see docs/architecture.md."""
 
     responses: TopicName = Field(
         default="dispatch.responses.v1", description="Responses of sources without their own topic."

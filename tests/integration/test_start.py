@@ -25,7 +25,8 @@ def readiness(stack: Stack, worker: Child) -> str:
 async def test_missing_topics_are_named_and_waited_for(stack: Stack) -> None:
     stack.url = "http://127.0.0.1:1"
     worker = stack.start_worker()
-    await stack.until(lambda: f"topic {stack.signals_topic} does not exist" in readiness(stack, worker), 40, "the reason")
+    signals = f"topic {stack.signals_topic} does not exist"
+    await stack.until(lambda: signals in readiness(stack, worker), 40, "the reason")
     await stack.create_topics()
     missing = f"{stack.prefix}goodwe.control.single.request"
     await stack.until(lambda: missing in readiness(stack, worker), 60, "GoodWe's topic to be named")

@@ -14,7 +14,7 @@ from vpp_dispatch.errors import ConfigurationError
 from vpp_dispatch.security import SecuritySettings
 from vpp_dispatch.settings import Settings
 
-# contracts.md, "Configuration and ports"; None = no default there.
+# None = no default there.
 CONTRACT: dict[str, Any] = {
     "KAFKA__BOOTSTRAP_SERVERS": None,
     "KAFKA__SECURITY__PROTOCOL": None,

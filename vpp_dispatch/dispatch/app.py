@@ -320,23 +320,21 @@ class Worker:
             if not (self.coordinates and self.running):
                 continue
             generation = self._generation
-            messages = []
-            for record in run:
-                if self._events_next is None or record.offset >= self._events_next:
-                    messages.append((record.timestamp / 1000, inbox.decode(record.value or b"")))
+            records = [r for r in run if self._events_next is None or r.offset >= self._events_next]
             try:
+                messages = [(record.timestamp / 1000, inbox.decode(record.value or b"")) for record in records]
                 await self._until_done("coordinator", partial(self._coordinate, messages), generation=generation)
             except Exception:  # noqa: BLE001  told one by one below
                 # A fault of ours in one message must neither stop the stream nor take the others with it (R8).
-                await self._one_by_one(run, messages, generation)
+                await self._one_by_one(records, generation)
             if generation == self._generation and self.running:
                 self._events_next = run[-1].offset + 1
 
-    async def _one_by_one(self, run: Sequence[Any], messages: Sequence[Any], generation: int | None) -> None:
-        """The messages of a run alone; the one that fails becomes a dead letter and an error: mend the code."""
-        records = run[len(run) - len(messages) :]
-        for record, message in zip(records, messages, strict=True):
+    async def _one_by_one(self, records: Sequence[Any], generation: int | None) -> None:
+        """The records of a run alone; the one that fails becomes a dead letter and an error: mend the code."""
+        for record in records:
             try:
+                message = (record.timestamp / 1000, inbox.decode(record.value or b""))
                 await self._until_done("coordinator", partial(self._coordinate, [message]), generation=generation)
             except Exception as fault:
                 self.log.error("coordinator.failed", offset=record.offset, detail=repr(fault), exc_info=True)

@@ -24,7 +24,15 @@ from vpp_dispatch.domain.setpoint import SETPOINT
 from vpp_dispatch.domain.signal import Actuator
 from vpp_dispatch.errors import InvariantBroken
 
-_OFFSET = struct.Struct("<q")
+LAYOUT = 1
+"""Of the columns of saved rows. It rises with any change of them; older ones are read by field name, from the dtypes
+that stay in LAYOUTS."""
+
+LAYOUTS: dict[int, dict[str, np.dtype]] = {
+    1: {"devices": ROSTER, "setpoints": SETPOINT, "members": MEMBER, "strangers": STRANGER},
+}
+
+_HEADER = struct.Struct("<qH")  # inbox offset, layout
 _pack = msgspec.msgpack.Encoder().encode
 
 PageName = tuple[str, str]
@@ -98,7 +106,7 @@ def snapshot(book: Book, kept: dict[PageName, set[bytes]], offset: int | None) -
 
     def put(page: str, kind: str, body: bytes) -> None:
         key = f"{book.shard}|{page}|{kind}|{book.epoch}".encode()
-        shot.rows.append((key, _OFFSET.pack(offset or 0) + body))
+        shot.rows.append((key, _HEADER.pack(offset or 0, LAYOUT) + body))
         old = kept.setdefault((page, kind), set())
         shot.drops.extend(old - {key})
         kept[page, kind] = {key}
@@ -183,11 +191,11 @@ def load(
     best = {name: rows[by_epoch[max(by_epoch)]] for name, by_epoch in found.items()}
     for (page, kind), value in sorted(best.items(), key=lambda item: (item[0][1], len(item[0][0]), item[0][0])):
         if kind == "devices":
-            _load_devices(book, int(page), _devices.decode(value[_OFFSET.size :]))
+            _load_devices(book, int(page), _devices.decode(value[_HEADER.size :]), _layout(value))
     for setpoints in book.setpoints.values():
         setpoints.grow(len(book.roster.columns))
     for (page, kind), value in best.items():
-        offset, body = _OFFSET.unpack_from(value)[0], value[_OFFSET.size :]
+        offset, body = _HEADER.unpack_from(value)[0], value[_HEADER.size :]
         if kind == "head":
             head = _head.decode(body)
             book.roster.consent_at, book.closed = head.consent_at, head.closed
@@ -197,13 +205,13 @@ def load(
             room = max(
                 len(book.setpoints[actuator].columns) - start, 0
             )  # a late row may know devices that are not read yet
-            columns = np.frombuffer(body, SETPOINT)[:room]
+            columns = _read(body, "setpoints", _layout(value))[:room]
             book.setpoints[actuator].columns[start : start + len(columns)] = columns
             book.folded_to[actuator, int(page)] = offset
     for (_page, kind), value in best.items():
         if kind == "event":
-            membership = _membership(_event.decode(value[_OFFSET.size :]))
-            membership.folded_to = _OFFSET.unpack_from(value)[0]
+            membership = _membership(_event.decode(value[_HEADER.size :]), _layout(value))
+            membership.folded_to = _HEADER.unpack_from(value)[0]
             for part in membership.parts:  # see above
                 part.members = part.members[part.members["row"] < len(book.roster)]
             selector = membership.selector
@@ -233,9 +241,28 @@ def _replace_older(book: Book) -> None:
                 membership.end_at = min(membership.end_at, heir.end_at)
 
 
-def _load_devices(book: Book, page: int, saved_: _Devices) -> None:
+def _layout(value: bytes) -> int:
+    """The layout of a saved row; raises InvariantBroken for one that this version does not know."""
+    layout = int(_HEADER.unpack_from(value)[1])
+    if layout not in LAYOUTS:
+        raise InvariantBroken(
+            f"a saved row has layout {layout}, and this version knows {sorted(LAYOUTS)}: run the version that wrote it"
+        )
+    return layout
+
+
+def _read(body: bytes, what: str, layout: int) -> np.ndarray:
+    """Columns of a saved row in today's layout, a copy; a field that the row's layout lacks is zero."""
+    old, new = np.frombuffer(body, LAYOUTS[layout][what]), LAYOUTS[LAYOUT][what]
+    columns = np.zeros(len(old), new)
+    for name in set(new.names or ()) & set(old.dtype.names or ()):
+        columns[name] = old[name]
+    return columns
+
+
+def _load_devices(book: Book, page: int, saved_: _Devices, layout: int) -> None:
     roster = book.roster
-    columns = np.frombuffer(saved_.columns, ROSTER)
+    columns = _read(saved_.columns, "devices", layout)
     for i, sn in enumerate(saved_.sns):
         row = roster.add(sn)
         if row != page * PAGE + i:
@@ -261,7 +288,7 @@ def _event_of(m: Membership) -> _Event:
     )
 
 
-def _membership(e: _Event) -> Membership:
+def _membership(e: _Event, layout: int) -> Membership:
     m = Membership(slot=e.slot, selector=e.selector)
     m.end_at = e.end_at
     m.started, m.ended, m.cancelled, m.replaced, m.superseded = e.flags
@@ -270,10 +297,10 @@ def _membership(e: _Event) -> Membership:
     m.publish_latency, m.result_latency = np.array(e.latency[0], np.int64), np.array(e.latency[1], np.int64)
     m.publish_max_s, m.result_max_s = e.latency[2], e.latency[3]
     m.parts = [
-        Part(control=control, members=np.frombuffer(body, MEMBER).copy())
+        Part(control=control, members=_read(body, "members", layout))
         for control, body in zip(e.selector.controls, e.parts, strict=True)
     ]
     m.strangers = e.strangers
-    m.told_strangers = np.frombuffer(e.told_strangers, STRANGER).copy()
+    m.told_strangers = _read(e.told_strangers, "strangers", layout)
     m.dirty = False
     return m

@@ -36,7 +36,7 @@ PROBE = 10
 RELEASES_FIRST_S = 10.0
 """How long a takeover waits for all shards to be read up before it lets setpoints out, if a release is owed."""
 
-LEAST_LEFT_S = 0.25
+LEAST_LEFT_S = 1.0
 """A setpoint whose window ends sooner is not begun any more."""
 
 SKEW_STOPS_S = 5.0

@@ -30,8 +30,11 @@ from vpp_dispatch.observability.metrics import Metrics
 from vpp_dispatch.operators.envelope import Message, Origin, dead_letter
 from vpp_dispatch.operators.messages import encode_outcomes
 
-URGENT_S, PUBLISHED_S, RESULTS_S = 0.25, 1.0, 5.0
-"""How soon a shard is saved: with a new arming, with newly published commands, with anything else."""
+PUBLISHED_S, RESULTS_S = 1.0, 5.0
+"""How soon a shard is saved: with newly published commands, with anything else; with a new arming at once."""
+
+FAILED_PAUSE_S = 5.0
+"""How long a book is left alone after a fault of ours in it."""
 
 OUTCOMES_PER_MESSAGE = 500
 
@@ -231,7 +234,12 @@ class Shards:
         """Lets time pass in all books that are read up."""
         for shard, book in self.books.items():
             if self.read_up(shard):
-                book.step([], now)
+                try:
+                    book.step([], now)
+                except Exception as fault:
+                    # One book that we fail on must not stop the others, nor kill worker after worker.
+                    self.log.error("shard.failed", shard=shard, detail=repr(fault), exc_info=True)
+                    book.wake_at = now + FAILED_PAUSE_S
         self.wake.set()
 
     # ------------------------------------------------------------------ checkpoint
@@ -384,7 +392,8 @@ class Shards:
             consent_at = min(consent_at, book.roster.consent_at)
         self.metrics.devices_registered.set(registered)
         self.metrics.devices_authorized.set(authorized)
-        self.metrics.consent_age_seconds.set(now - consent_at if 0 < consent_at < np.inf else 0.0)
+        age = now - consent_at if 0 < consent_at < np.inf else self.seconds_since_takeover
+        self.metrics.consent_age_seconds.set(age)
         self.metrics.commands_in_flight.set(sum(book.in_flight(now) for book in self.books.values()))
         self.metrics.last_tick_timestamp_seconds.set(now)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from vpp_dispatch.domain import correlation
 from vpp_dispatch.domain.account import Counts, Reason, State
-from vpp_dispatch.domain.command import I32, NO_VALUE, U8, Commands, Flags, ResultCode, Results
+from vpp_dispatch.domain.command import FORCED_ISLANDING, I32, NO_VALUE, U8, Commands, Flags, ResultCode, Results
 from vpp_dispatch.domain.inputs import Cancel, Close, Consent, Progress, RegistryChange, Selector, ShardInput, Telemetry
 from vpp_dispatch.domain.membership import (
     HOLDING,
@@ -120,7 +120,7 @@ class Book:
                 case Close():
                     self._close(message, now)
                 case Consent():
-                    self.roster.consented(message)
+                    self.roster.consented(message, now)
                     self._grow()
                     self.head_dirty = True
                 case RegistryChange():
@@ -255,7 +255,9 @@ class Book:
                     self._late_results(setpoints, offset, sets.only(saved & (kind < QUERY_BIT)), effects)
             if queries.any():
                 index = np.flatnonzero(queries)
-                second = results.second[index]
+                first, second = results.first[index], results.second[index]
+                if actuator is Actuator.EMS:  # as if it could not be read: nothing that a device may be returned to
+                    first = np.where(first == FORCED_ISLANDING, NO_VALUE, first).astype(np.int32)
                 if actuator is Actuator.EXPORT:  # read in steps of the device (a percent of its rating, for some)
                     step = self.roster.ability["export_step_w"][rows[index]]
                     second = np.where(second == NO_VALUE, NO_VALUE, np.floor(second * step + 1e-9)).astype(np.int32)
@@ -265,7 +267,7 @@ class Book:
                         row=rows[index],
                         query=generation[index],
                         code=results.code[index],
-                        first=results.first[index],
+                        first=first,
                         second=second,
                         at=results.at[index],
                     ),

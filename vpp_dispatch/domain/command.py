@@ -25,6 +25,9 @@ I32 = NDArray[np.int32]
 F64 = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
+FORCED_ISLANDING = 7
+"""GoodWe's EMS mode that takes a house off the grid: never dispatched, and nothing that a device is returned to."""
+
 NO_VALUE = -(2**31)
 """Stands in a pair where nothing was read."""
 

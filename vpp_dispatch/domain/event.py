@@ -361,12 +361,14 @@ class Event:
         if self.run is not None:
             self.dirty_answers.add(self.run.revision)
         assert signal.targets is not None
+        # The shards of the revision that is replaced have to know too, or they would hold it to its end.
+        expected = {*addressed(signal.targets), *(self.run.expected if self.run is not None else ())}
         self.run = Run(
             revision=signal.revision,
             accepted_at=at,
             start_at=start_at,
             end_at=end_at,
-            expected=addressed(signal.targets),
+            expected=tuple(sorted(expected)),
             test=signal.test,
             watts=any(control.kind is not Kind.STANDBY for control in signal.controls),
             state="ending" if signal.test else "scheduled",

@@ -170,10 +170,14 @@ class Roster:
             changed.append(row)
         return changed
 
-    def consented(self, reading: Consent) -> None:
-        """Folds one complete list of consents (R16): who is not in it has withdrawn."""
+    def consented(self, reading: Consent, now: float) -> None:
+        """Folds one complete list of consents (R16): who is not in it has withdrawn.
+
+        A list older than the newest one is not taken: a leader that was frozen may send it late. One that a fast clock
+        has stamped ahead counts as read `now`, or it would keep out those that come after it.
+        """
         if reading.at < self.consent_at:
-            return  # a newer list was read already
+            return
         listed = {self.add(sn): until for sn, until in reading.authorized}
         n = len(self)
         c = self.columns[:n]
@@ -187,7 +191,7 @@ class Roster:
         changed = (consent != c["consent"]) | (now_listed & (until != c["consent_until"]))
         c["consent"] = consent
         c["consent_until"] = until
-        self.consent_at = reading.at
+        self.consent_at = min(reading.at, now)
         self.dirty.update(np.unique(np.flatnonzero(changed) // PAGE).tolist())
 
     def observe(self, operations: Iterable[Operation], batteries: Iterable[Battery]) -> list[int]:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from vpp_dispatch.domain.answer import Refusal, Refused
+from vpp_dispatch.domain.command import FORCED_ISLANDING
 from vpp_dispatch.domain.device import SN_PATTERN, Record
 from vpp_dispatch.domain.signal import Actuator
 
@@ -102,6 +103,8 @@ def _default(default: _Default) -> dict[int, tuple[int, int]]:
     if (default.ems_mode is UNSET) != (default.ems_power_w is UNSET):
         raise ValueError("default needs both ems_mode and ems_power_w, or neither")
     if default.ems_mode is not UNSET and default.ems_power_w is not UNSET:
+        if default.ems_mode == FORCED_ISLANDING:
+            raise ValueError("default.ems_mode is 7, forced islanding, which is never dispatched")
         pairs[int(Actuator.EMS)] = (
             _whole("default.ems_mode", default.ems_mode),
             _whole("default.ems_power_w", default.ems_power_w),

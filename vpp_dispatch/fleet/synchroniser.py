@@ -63,6 +63,7 @@ class Synchroniser:
         self.called = called
         self.log = log
         self.clock = clock
+        self._next = 0  # device at which the round of telemetry stands
 
     async def consent_loop(self) -> None:
         """Reads the list of authorized SNs; a new leader reads at once."""
@@ -116,9 +117,9 @@ class Synchroniser:
             await asyncio.sleep(max(self.telemetry_refresh_s - took, 0.0))
 
     async def read_telemetry(self, devices: Sequence[tuple[str, bool]]) -> None:
-        """One round over some devices."""
-        for start in range(0, len(devices), TELEMETRY_BATCH):
-            batch = devices[start : start + TELEMETRY_BATCH]
+        """One round over some devices; after a fault the next round goes on where this one stopped."""
+        while self._next < len(devices):
+            batch = devices[self._next : self._next + TELEMETRY_BATCH]
             operations = await self._paced("operation", self.api.operation([sn for sn, _ in batch]))
             with_battery = [sn for sn, battery in batch if battery]
             batteries = await self._paced("bms", self.api.battery(with_battery)) if with_battery else []
@@ -127,9 +128,11 @@ class Synchroniser:
                 by_shard.setdefault(shard_of(operation.sn), ([], []))[0].append(operation)
             for battery in batteries:
                 by_shard.setdefault(shard_of(battery.sn), ([], []))[1].append(battery)
+            self._next += TELEMETRY_BATCH
             await self.observe(
                 {s: Telemetry(operations=tuple(o), batteries=tuple(b)) for s, (o, b) in by_shard.items()}
             )
+        self._next = 0
 
     async def _told(self, interface: str, call: Awaitable[Any]) -> Any:
         try:

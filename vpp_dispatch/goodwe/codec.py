@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpp_dispatch.domain import correlation
-from vpp_dispatch.domain.command import NO_VALUE, U8, Commands, ResultCode, Results
+from vpp_dispatch.domain.command import FORCED_ISLANDING, NO_VALUE, U8, Commands, ResultCode, Results
 from vpp_dispatch.domain.device import SHARDS, SN_PATTERN
 from vpp_dispatch.domain.signal import QUERY_BIT, Actuator
 from vpp_dispatch.errors import ConfigurationError
@@ -247,6 +247,13 @@ class Codec:
         values: list[tuple[int, ...]]
         if actuator is Actuator.EMS:
             values = [(firsts[i], raw_of(seconds[i], rules)) for i in rows]
+            refused.update(
+                {
+                    i: f"{commands.sn[i]}: forced islanding is never dispatched"
+                    for i in rows
+                    if firsts[i] == FORCED_ISLANDING
+                }
+            )
         elif actuator is Actuator.EXPORT:
             percent, family_of = self.catalogue.percent_families, self.catalogue.family_of
             rated = commands.rated_w.tolist()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -144,3 +146,30 @@ def test_a_checkpoint_torn_anywhere_leaves_what_was_applied_applied_and_its_rele
     assert counts.states[State.APPLIED] == 5
     assert counts.release_due == counts.release_confirmed == 5
     assert world.at_default()
+
+
+def test_the_layout_of_saved_rows_has_a_number_that_rises_with_each_change() -> None:
+    described = {what: str(dtype.descr) for what, dtype in sorted(pages.LAYOUTS[pages.LAYOUT].items())}
+    digest = hashlib.sha256(repr(described).encode()).hexdigest()[:16]
+    assert (pages.LAYOUT, digest) == (1, "3702f15305134a8b"), (
+        "The columns of saved rows have changed: raise LAYOUT, keep the older dtypes in LAYOUTS, and set this digest."
+    )
+
+
+def test_rows_of_an_older_layout_are_read_by_field_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = World()
+    w.fleet(2)
+    w.event("a", end=60)
+    w.run(3)
+    older = dict(pages.LAYOUTS[1])
+    newer = np.dtype([("added", "<i4"), *older["setpoints"].descr])
+    monkeypatch.setattr(pages, "LAYOUT", 2)
+    monkeypatch.setitem(pages.LAYOUTS, 2, older | {"setpoints": newer})
+    row = next(value for key, value in w.rows.items() if b"|ems|" in key)
+    read = pages._read(row[pages._HEADER.size :], "setpoints", pages._layout(row))
+    assert read.dtype == newer and read["armed"].tolist() == [True, True] and read["added"].tolist() == [0, 0]
+
+
+def test_a_row_of_an_unknown_layout_is_refused_with_a_sentence() -> None:
+    with pytest.raises(InvariantBroken, match="run the version that wrote it"):
+        pages._layout(pages._HEADER.pack(0, 99))

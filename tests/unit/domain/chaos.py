@@ -335,7 +335,7 @@ class Chaos:
         newest = max(best, key=lambda k: int(k.split(b"|")[3]), default=None)
         if newest is None:
             return False
-        columns = np.frombuffer(self.rows[newest][8:], SETPOINT)
+        columns = np.frombuffer(self.rows[newest][pages._HEADER.size :], SETPOINT)
         return bool(columns["armed"][row % PAGE]) and bool(columns["before"][row % PAGE])
 
     def _save(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vpp_dispatch.domain.account import State
 from vpp_dispatch.domain.command import ResultCode
 from vpp_dispatch.domain.device import Record
-from vpp_dispatch.domain.inputs import RegistryChange
+from vpp_dispatch.domain.inputs import Consent, RegistryChange
 from vpp_dispatch.domain.roster import Policy
 from vpp_dispatch.domain.signal import Actuator, Kind, Targets
 
@@ -509,3 +509,24 @@ def test_r35_a_window_that_the_service_missed_is_pending_not_unused() -> None:
     w.crash()
     w.run(2)
     assert states(w, "a") == {State.PENDING: 1} and w.sets() == []
+
+
+def test_r16_a_reading_that_a_fast_clock_stamped_ahead_keeps_no_later_one_out() -> None:
+    w = World()
+    sns = w.fleet(1)
+    w.event("a", end=60)
+    w.run(3)
+    w.put(Consent(at=w.now + 3600, authorized=((sns[0], None),)))
+    w.now += 1
+    w.consent([])
+    w.run(3)
+    assert w.at_default() and w.counts("a").reasons == {"rejected.consent_withdrawn": 1}
+
+
+def test_a_device_that_stands_in_forced_islanding_has_no_default_to_return_to() -> None:
+    w = World()
+    sns = w.fleet(1)
+    w.devices[sns[0]][Actuator.EMS] = (7, 0)
+    w.event("a", end=10)
+    w.run(15)
+    assert w.sets() == [] and w.counts("a").reasons == {"skipped.default_unknown": 1}

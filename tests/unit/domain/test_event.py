@@ -515,3 +515,15 @@ def test_a_selector_has_the_settled_window() -> None:
     for selector in made.values():
         assert (selector.start_at, selector.end_at, selector.accepted_at) == (55.0, 55.0 + DAY, 55.0)
         assert (selector.event, selector.revision, selector.controls) == ("west/e", 1, (CHARGE,))
+
+
+def test_r02_a_narrower_revision_reaches_every_shard_of_the_one_it_replaces() -> None:
+    event = Event(source="grid", event_id="a")
+    everyone = signal(revision=1, targets=Targets(all=True))
+    one = signal(revision=2, targets=Targets(devices=("9010KETU000W0001",)))
+    for revision in (everyone, one):
+        event.receive(revision, at=10.0, now=10.0, longest_s=86_400.0, objections=())
+    assert event.run is not None and event.run.revision == 2
+    assert event.run.expected == tuple(range(64))
+    members = {s: sel.targets.devices for s, sel in selectors(one, event.run).items()}
+    assert len(members) == 64 and sum(map(len, members.values())) == 1

@@ -98,6 +98,7 @@ def test_key_and_sn_must_agree() -> None:
         ({**FULL, "rated_w": True}, Refused.INVALID, "rated_w"),
         ({**FULL, "site": None}, Refused.INVALID, "site"),
         ({**FULL, "default": {"ems_mode": 1}}, Refused.INVALID, "ems_power_w"),
+        ({**FULL, "default": {"ems_mode": 7, "ems_power_w": 0}}, Refused.INVALID, "forced islanding"),
         ({**FULL, "site": "a field named: unknown field", "area": 1}, Refused.INVALID, "area"),
         ([], Refused.INVALID, "object"),
     ],
