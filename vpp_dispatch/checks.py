@@ -104,6 +104,9 @@ async def _our_kafka(settings: Settings, *, create_topics: bool) -> AsyncIterato
         if create_topics:
             await _within(preflight.create_for_trying_out(settings), STEP_S, "the topics")
             yield ok("create topics", "All topics of our side are there; those that were missing have been created.")
+    except VppDispatchError as error:
+        yield failed("create topics", str(error))
+    try:
         cluster = await _within(preflight.look(servers, settings.kafka.security), STEP_S, f"Kafka at {servers}")
     except ConfigurationError as error:
         yield failed("kafka", str(error))

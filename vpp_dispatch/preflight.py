@@ -18,7 +18,7 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import InvalidReplicationFactorError, KafkaError, NoError, TopicAlreadyExistsError, for_code
 
 from vpp_dispatch.domain.device import SHARDS
 from vpp_dispatch.errors import ConfigurationError, ExternalFault, NotReachable
@@ -75,19 +75,27 @@ async def existing(admin: AIOKafkaAdminClient) -> dict[str, int]:
 
 async def create(
     admin: AIOKafkaAdminClient, wanted: Mapping[str, tuple[int, Mapping[str, str]]], *, replication_factor: int
-) -> None:
-    """Creates the topics that are missing."""
+) -> list[str]:
+    """Creates the topics that are missing; what the cluster refuses, in sentences."""
     there = await existing(admin)
     new = [
         NewTopic(name, partitions, replication_factor, topic_configs=dict(configs))
         for name, (partitions, configs) in wanted.items()
         if name not in there
     ]
-    if new:
-        try:
-            await admin.create_topics(new)
-        except TopicAlreadyExistsError:  # another worker was first
-            return
+    refused = []
+    for name, code, *_ in (await admin.create_topics(new)).topic_errors if new else ():
+        error = for_code(code)
+        if error is InvalidReplicationFactorError:
+            refused.append(
+                f"The topic {name} cannot be created with {replication_factor} copies: add brokers, or set "
+                "VPP_DISPATCH_KAFKA__REPLICATION_FACTOR to what the cluster has."
+            )
+        elif error not in (NoError, TopicAlreadyExistsError):  # exists: another worker was first
+            refused.append(
+                f"The topic {name} cannot be created ({error.__name__}): allow it, or create it by another user."
+            )
+    return refused
 
 
 def client(bootstrap_servers: str, security: SecuritySettings) -> AIOKafkaAdminClient:
@@ -109,13 +117,13 @@ async def prepare(settings: Settings, *, waiting: Callable[[list[str]], None]) -
         admin = client(settings.kafka.bootstrap_servers, settings.kafka.security)
         try:
             await admin.start()
-            await create(admin, internal, replication_factor=settings.kafka.replication_factor)
+            refused = await create(admin, internal, replication_factor=settings.kafka.replication_factor)
             there = await existing(admin)
             missing = _missing(there, [*internal, *operators_topics(settings)])
             _check_counts(there, internal)
             if not missing:
                 return
-            waiting(missing)
+            waiting(refused + missing)
         except (KafkaError, OSError) as fault:
             waiting(
                 [
@@ -146,12 +154,18 @@ def _check_counts(there: Mapping[str, int], wanted: Mapping[str, tuple[int, Any]
 
 
 async def create_for_trying_out(settings: Settings) -> None:
-    """Creates all topics of our side, the operators' too: for the demo and tests, on one's own broker."""
+    """Creates all topics of our side, the operators' too: for the demo and tests, on one's own broker.
+
+    Raises:
+        ConfigurationError: the cluster refuses one, or gives it no leader.
+        NotReachable: it cannot be used from here.
+    """
     admin = client(settings.kafka.bootstrap_servers, settings.kafka.security)
     try:
         await admin.start()
         wanted = internal_topics(settings) | operators_topics(settings)
-        await create(admin, wanted, replication_factor=settings.kafka.replication_factor)
+        if refused := await create(admin, wanted, replication_factor=settings.kafka.replication_factor):
+            raise ConfigurationError(" ".join(refused))
         for _ in range(200):
             if not _missing(await existing(admin), wanted):
                 return
@@ -159,6 +173,8 @@ async def create_for_trying_out(settings: Settings) -> None:
         raise ConfigurationError(
             "the topics that were just created got no leader within 10 s: look at the broker's log."
         )
+    except (KafkaError, OSError) as fault:
+        raise _unusable(settings.kafka.bootstrap_servers, fault) from fault
     finally:
         await admin.close()
 

@@ -323,12 +323,12 @@ def watch(
         code = execute(_follow(settings, following, teller, began, timeout_s))
     except KeyboardInterrupt:
         teller.close()
-        click.echo(f"No longer watching; {event_id} goes on.", err=True)
+        click.echo(f"No longer watching; the event {event_id} goes its way.", err=True)
         sys.exit(INTERRUPTED)
     finally:
         teller.close()
     if not code:
-        click.echo(f"{event_id} is not over after {timeout_s:g} s; it goes on.", err=True)
+        click.echo(f"The event {event_id} is not over after {timeout_s:g} s; it goes its way.", err=True)
         sys.exit(TIMED_OUT)
     exit_code = 0 if code == wanted else EXIT_CODE_OF[code]
     if as_json:
