@@ -1453,17 +1453,9 @@ async def collect(
 
 async def _read(bootstrap_servers: str, roles: dict[str, str]) -> list[Record]:
     from aiokafka import AIOKafkaConsumer, TopicPartition
-    from aiokafka.admin import AIOKafkaAdminClient
 
     found: list[Record] = []
-    # Asked of the admin client: a consumer that has not subscribed knows partitions only by luck.
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
-    await admin.start()
-    try:
-        existing = sorted(set(await admin.list_topics()) & roles.keys())
-        described = await admin.describe_topics(existing) if existing else []
-    finally:
-        await admin.close()
+    described = await _described(bootstrap_servers, roles)
     partitions = [TopicPartition(t["topic"], p["partition"]) for t in described for p in t["partitions"]]
     if not partitions:
         return found
@@ -1503,6 +1495,24 @@ async def _read(bootstrap_servers: str, roles: dict[str, str]) -> list[Record]:
     finally:
         await consumer.stop()
     return found
+
+
+async def _described(bootstrap_servers: str, roles: dict[str, str]) -> list[dict[str, Any]]:
+    """Those of the topics that exist, with their partitions; waits for a cluster that has just started."""
+    from aiokafka.admin import AIOKafkaAdminClient
+    from aiokafka.errors import NodeNotReadyError
+
+    while True:
+        # Asked of the admin client: a consumer that has not subscribed knows partitions only by luck.
+        admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+        await admin.start()
+        try:
+            existing = sorted(set(await admin.list_topics()) & roles.keys())
+            return await admin.describe_topics(existing) if existing else []
+        except NodeNotReadyError:  # its first answers name no broker, not even itself
+            await asyncio.sleep(0.2)
+        finally:
+            await admin.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
