@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from click.shell_completion import get_completion_class
 
-from vpp_dispatch.cli.base import EXIT_CODES, Failed, Refused, complete, config_option, load
+from vpp_dispatch.cli.base import EXIT_CODES, Commands, Failed, Refused, complete, config_option, load
 from vpp_dispatch.cli.fleet import fleet
 from vpp_dispatch.cli.preflight import preflight
 from vpp_dispatch.cli.signal import signal
@@ -28,7 +28,7 @@ def _show_version(context: click.Context, parameter: click.Parameter, wanted: bo
         context.exit()
 
 
-@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version."
 )
@@ -74,7 +74,7 @@ def simulate(arguments: tuple[str, ...]) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-@main.group(name="config", short_help="Check and show the configuration.")
+@main.group(name="config", cls=Commands, short_help="Check and show the configuration.")
 def config_group() -> None:
     """Look at the configuration without running anything."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import logging
 import os
 import re
@@ -40,6 +41,21 @@ class Failed(click.ClickException):
     """A fault that a person has to look at."""
 
     exit_code = 1
+
+
+class Commands(click.Group):
+    """A group that says which command was meant, or which there are."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            names = self.list_commands(ctx)
+            close = difflib.get_close_matches(args[0], names, n=1)
+            error.message += f" Did you mean {close[0]}?" if close else f" There are {', '.join(names)}."
+            raise
 
 
 config_option = click.option(

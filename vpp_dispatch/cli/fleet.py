@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpp_dispatch.cli.base import EXIT_CODES, Refused, config_option, execute, load, on_terminal
+from vpp_dispatch.cli.base import EXIT_CODES, Commands, Refused, config_option, execute, load, on_terminal
 
 if TYPE_CHECKING:
     from vpp_dispatch.settings import Settings
     from vpp_dispatch.topics import Draft
 
 
-@click.group(short_help="The registry: import, export, show.")
+@click.group(cls=Commands, short_help="The registry: import, export, show.")
 def fleet() -> None:
     """The registry: which inverters may be dispatched, where they are, what they return to."""
 

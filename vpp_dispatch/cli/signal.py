@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from vpp_dispatch.cli.base import DURATION, MOMENT, Refused, config_option, execute, load
+from vpp_dispatch.cli.base import DURATION, MOMENT, Commands, Refused, config_option, execute, load
 
 if TYPE_CHECKING:
     from vpp_dispatch.domain.signal import Control, Signal
@@ -40,7 +40,7 @@ Exit codes of a watch:
 """
 
 
-@click.group(short_help="Send a dispatch signal, cancel it, watch it.")
+@click.group(cls=Commands, short_help="Send a dispatch signal, cancel it, watch it.")
 def signal() -> None:
     """Send a dispatch signal by hand, cancel it, watch what becomes of it."""
 

@@ -167,3 +167,10 @@ def test_every_command_has_help_that_says_what_it_does(invoke: Callable[..., Res
         assert result.exit_code == 0, path
         assert result.stdout.startswith(f"Usage: main {' '.join(path)}" if path != ("simulate",) else "Usage: "), path
         assert len(result.stdout.splitlines()) > 5, path
+
+
+def test_a_misspelt_command_is_2_and_says_what_was_meant(invoke: Callable[..., Result]) -> None:
+    close = invoke("fleet", "imprt")
+    assert close.exit_code == 2 and "No such command 'imprt'. Did you mean import?" in close.stderr
+    far = invoke("frobnicate")
+    assert far.exit_code == 2 and "There are completion, config, fleet," in far.stderr

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import io
-import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
 
+from tests.unit.cli.answers import EVENT, REPORT, SOURCE, entry, report, response
 from vpp_dispatch.cli.watching import (
     EXIT_CODE_OF,
     RESPONSE_WAIT_S,
@@ -19,32 +17,8 @@ from vpp_dispatch.cli.watching import (
     response_line,
     verdict,
 )
-from vpp_dispatch.domain.answer import STATUS
 from vpp_dispatch.errors import ConfigurationError
 from vpp_dispatch.topics import Entry
-
-REPORT = json.loads(
-    (Path(__file__).parents[3] / "schemas" / "report" / "examples" / "valid" / "active.json").read_text()
-)
-EVENT, SOURCE = REPORT["event_id"], REPORT["source"]
-
-
-def entry(value: dict[str, Any], key: str = EVENT) -> Entry:
-    return Entry(topic="t", partition=0, offset=0, at=0.0, key=key.encode(), value=json.dumps(value).encode())
-
-
-def response(code: int, *, revision: int = 1, reasons: tuple[str, ...] = (), source: str = SOURCE) -> Entry:
-    return entry(
-        {
-            "event_id": EVENT, "source": source, "revision": revision, "code": code, "status": STATUS[code],
-            "at": "2026-11-22T16:00:00Z", "reasons": list(reasons),
-        }
-    )  # fmt: skip
-
-
-def report(sequence: int, *, final: bool = False, revision: int = 1, **devices: int) -> Entry:
-    told = {**dict.fromkeys(REPORT["devices"], 0), "targeted": sum(devices.values()), **devices}
-    return entry(REPORT | {"sequence": sequence, "final": final, "revision": revision, "devices": told, "reasons": {}})
 
 
 def heard(*entries: Entry, revision: int | None = None) -> Following:
