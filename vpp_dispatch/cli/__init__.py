@@ -122,6 +122,3 @@ def completion(shell: str) -> None:
 
 for command in (signal, fleet, preflight):
     main.add_command(command)
-
-if __name__ == "__main__":
-    main()
