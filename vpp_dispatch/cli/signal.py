@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import secrets
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from vpp_dispatch.cli.base import DURATION, MOMENT, Commands, Refused, config_option, execute, load
+from vpp_dispatch.cli.drafting import (
+    ControlType,
+    checked,
+    described,
+    encoded,
+    fill_in,
+    not_too_late,
+    put_options,
+    read_body,
+)
 
 if TYPE_CHECKING:
-    from vpp_dispatch.domain.signal import Control, Signal
+    from vpp_dispatch.domain.signal import Signal
     from vpp_dispatch.settings import Settings
 
 DEFAULT_SOURCE = "operator"
 """Of a signal by hand, where the topic takes any source and nobody names one."""
 
-OPEN_ENDED_EXPIRES_S = 3600
 CANCEL_EXPIRES_S = 86_400
 """A cancellation that is read late is still wanted."""
 
@@ -43,52 +49,6 @@ Exit codes of a watch:
 @click.group(cls=Commands, short_help="Send a dispatch signal, cancel it, watch it.")
 def signal() -> None:
     """Send a dispatch signal by hand, cancel it, watch what becomes of it."""
-
-
-# ---------------------------------------------------------------------------------------------- options
-
-
-class ControlType(click.ParamType):
-    """KIND=VALUE as a control of the contract."""
-
-    name = "control"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
-        if isinstance(value, dict):
-            return value
-        from vpp_dispatch.domain.signal import Kind
-
-        kind, given, text = str(value).partition("=")
-        kind = kind.replace("-", "_")
-        kinds = [k.value for k in Kind]
-        if kind not in kinds:
-            self.fail(f"{kind!r} is no kind of control; there are {', '.join(kinds)}.", param, ctx)
-        control: dict[str, Any] = {"kind": kind}
-        try:
-            if not given:
-                return control
-            if text.startswith("total:"):
-                return control | {"total_w": int(text[6:])}
-            if text.endswith("%"):
-                return control | {"each_percent": float(text[:-1])}
-            if ":" in text:
-                number, _, excitation = text.partition(":")
-                return control | {"cos_phi": float(number), "excitation": excitation}
-            return control | {"each_w": int(text.removesuffix("W"))}
-        except ValueError:
-            self.fail(
-                f"{text!r} is no value: write watts per device (2000), watts in total (total:2000000), percent of the "
-                "rating (60%) or a power factor with its excitation (0.95:over). Tables go by a JSON file.",
-                param,
-                ctx,
-            )
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[click.shell_completion.CompletionItem]:
-        from vpp_dispatch.domain.signal import Kind
-
-        return [click.shell_completion.CompletionItem(k.value) for k in Kind if k.value.startswith(incomplete)]
 
 
 source_option = click.option("--source", metavar="NAME", help="Who sends it; the source that the topic is bound to.")
@@ -167,126 +127,22 @@ def send(file: IO[bytes] | None, config: Path | None, **given: Any) -> None:
     """
     settings = load(config)
     now = time.time()
-    body = _read(file) if file is not None else {}
-    _put_options(body, given, now)
+    body = read_body(file) if file is not None else {}
+    put_options(body, given, now)
     if not file and not (body.get("controls") and body.get("targets")):
         raise Refused(
             "Say what is asked, of whom and until when: for example --control charge=2000 --group feeder-03 --for 30m, "
             "or give a JSON file."
         )
     topic, source = _topic(settings, body.get("source") if isinstance(body.get("source"), str) else None)
-    _fill_in(body, source, now)
-    value = json.dumps(body, ensure_ascii=False).encode()
-    decoded = _decoded(value)
-    _not_too_late(decoded, now)
+    fill_in(body, source, now)
+    value = encoded(body)
+    decoded = checked(value)
+    not_too_late(decoded, now)
     _send(
         settings, topic, decoded, value, dry_run=given["dry_run"], follow=given["follow"],
         timeout_s=given["timeout_s"], as_json=given["as_json"],
     )  # fmt: skip
-
-
-def _read(file: IO[bytes]) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"{', '.join(twice)} stands twice in one object")
-        return dict(pairs)
-
-    named = getattr(file, "name", "<stdin>")
-    name = "Standard input" if named == "<stdin>" else named
-    try:
-        body = json.loads(file.read().decode(), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise Refused(f"{name} is no JSON in UTF-8 ({error}): correct the file.") from None
-    if not isinstance(body, dict):
-        raise Refused(f"{name} holds no JSON object: write the signal as one object.")
-    return body
-
-
-def _put_options(body: dict[str, Any], given: Mapping[str, Any], now: float) -> None:
-    from vpp_dispatch.operators.envelope import rfc3339
-
-    ends = [name for name, there in (("--end", given["end"]), ("--for", given["lasts_s"])) if there is not None]
-    ends += ["--open-ended"] if given["open_ended"] else []
-    if len(ends) > 1:
-        raise Refused(f"{' and '.join(ends)} contradict each other: keep one.")
-    if given["controls"]:
-        body["controls"] = list(given["controls"])
-    targets = {n: list(given[n]) for n in ("devices", "sites", "groups", "areas") if given[n]}
-    if given["everyone"]:
-        targets["all"] = True  # type: ignore[assignment]
-    if targets:
-        body["targets"] = targets
-    for name in ("start", "end"):
-        if given[name] is not None:
-            body[f"{name}_at"] = rfc3339(given[name])
-    if ends:
-        for name in ("end_at", "open_ended"):
-            if not (name == "end_at" and given["end"] is not None):
-                body.pop(name, None)
-    if given["lasts_s"] is not None:
-        body["end_at"] = rfc3339(_start(body, now) + given["lasts_s"])
-    if given["open_ended"]:
-        body["open_ended"] = True
-    for option, name in (("ramp_up", "ramp_up_s"), ("ramp_down", "ramp_down_s")):
-        if given[option] is not None:
-            body[name] = int(given[option])
-    if given["expires"] is not None:
-        body["expires_at"] = rfc3339(given["expires"])
-    for name in ("priority", "event_id", "revision", "source"):
-        if given[name] is not None:
-            body[name] = given[name]
-    if given["test"]:
-        body["test"] = True
-
-
-def _start(body: Mapping[str, Any], now: float) -> float:
-    from vpp_dispatch.operators.wire import epoch_seconds
-
-    if "start_at" not in body:
-        return now
-    try:
-        return epoch_seconds(body["start_at"])
-    except ValueError as error:
-        raise Refused(f"start_at {error}.") from None
-
-
-def _fill_in(body: dict[str, Any], source: str, now: float) -> None:
-    """What is absent and can be known."""
-    from vpp_dispatch.operators.envelope import rfc3339
-
-    controls = body.get("controls")
-    first = controls[0] if isinstance(controls, list) and controls else None
-    kind = str(first["kind"]) if isinstance(first, dict) and first.get("kind") else "event"
-    body.setdefault("action", "dispatch")
-    body.setdefault("source", source)
-    stamp = time.strftime("%m%d-%H%M%S", time.gmtime(now))
-    body.setdefault("event_id", f"{kind[:32].replace('_', '-')}-{stamp}-{secrets.token_hex(2)}")
-    body.setdefault("revision", 1)
-    body.setdefault("created_at", rfc3339(now))
-    if "expires_at" not in body:
-        body["expires_at"] = body.get("end_at") or rfc3339(_start(body, now) + OPEN_ENDED_EXPIRES_S)
-
-
-def _decoded(value: bytes) -> Signal:
-    from vpp_dispatch.domain.answer import Refusal
-    from vpp_dispatch.operators.messages import decode_signal
-
-    decoded = decode_signal(value)
-    if isinstance(decoded, Refusal):
-        raise Refused(f"Nothing was sent, since the service would refuse it ({decoded.reason}): {decoded.detail}")
-    return decoded
-
-
-def _not_too_late(decoded: Signal, now: float) -> None:
-    from vpp_dispatch.operators.envelope import rfc3339
-
-    for name, at in (("end_at", decoded.end_at), ("expires_at", decoded.expires_at)):
-        if at is not None and at <= now:
-            raise Refused(
-                f"Nothing was sent, since its {name} ({rfc3339(at)}) is over and the service would refuse it (254): "
-                "give a later one."
-            )
 
 
 def _send(
@@ -318,48 +174,11 @@ def _send(
             decoded.event_id,
             source=decoded.source,
             revision=decoded.revision,
-            since=decoded.created_at - 60,
+            since=min(decoded.created_at, time.time()) - 60,
             timeout_s=timeout_s,
             as_json=as_json,
             wanted=6 if decoded.action == "cancel" else 3,
         )
-
-
-def described(decoded: Signal) -> str:
-    """A signal in words: what, of whom, when."""
-    from vpp_dispatch.operators.envelope import rfc3339
-
-    if decoded.action == "cancel":
-        return "cancel" + (f" ({decoded.reason})" if decoded.reason else "")
-    parts = [", ".join(_control(c) for c in decoded.controls) or str(decoded.action)]
-    if (t := decoded.targets) is not None:
-        named: Sequence[tuple[str, tuple[str, ...]]] = (
-            ("inverter", t.devices), ("site", t.sites), ("group", t.groups), ("area", t.areas),
-        )  # fmt: skip
-        words = [
-            f"{word} {', '.join(names)}" if len(names) < 4 else f"{len(names)} {word}s"
-            for word, names in named
-            if names
-        ]
-        parts.append("all inverters" if t.all else " and ".join(words))
-    if decoded.action == "dispatch":
-        start = rfc3339(decoded.start_at) if decoded.start_at is not None else "now"
-        parts.append(f"{start} to {rfc3339(decoded.end_at) if decoded.end_at is not None else 'its cancellation'}")
-        parts.append(f"priority {decoded.priority}")
-    return ", ".join(parts) + (", a test" if decoded.test else "")
-
-
-def _control(control: Control) -> str:
-    words = control.kind.value.replace("_", " ")
-    if control.each_w is not None:
-        return f"{words} {control.each_w:,} W each"
-    if control.total_w is not None:
-        return f"{words} {control.total_w:,} W in total"
-    if control.each_percent is not None:
-        return f"{words} {control.each_percent:g} %"
-    if control.cos_phi is not None:
-        return f"{words} {control.cos_phi:g} {control.excitation}"
-    return words + (" by table" if control.sites_w or control.devices_w else "")
 
 
 # ---------------------------------------------------------------------------------------------- cancel, watch
@@ -419,8 +238,8 @@ def cancel(
         body["reason"] = reason
     if ramp_down is not None:
         body["ramp_down_s"] = int(ramp_down)
-    value = json.dumps(body, ensure_ascii=False).encode()
-    _send(settings, topic, _decoded(value), value, dry_run=dry_run, follow=follow, timeout_s=timeout_s, as_json=as_json)
+    value = encoded(body)
+    _send(settings, topic, checked(value), value, dry_run=dry_run, follow=follow, timeout_s=timeout_s, as_json=as_json)
 
 
 @signal.command(name="watch", epilog=WATCH_EXIT_CODES, short_help="Follow an event to its end.")

@@ -53,6 +53,9 @@ class Following:
     final_at: float | None = None
     """when its final report was heard, on the clock that `hear` is given"""
 
+    def __post_init__(self) -> None:
+        self.named = self.source is not None
+
     def hear(self, entry: Entry, now: float) -> dict[str, Any] | None:
         """Takes a record; what is new in it as `{"response": ...}` or `{"report": ...}`, else None.
 
@@ -86,9 +89,6 @@ class Following:
         self.report = value
         self.final_at = now if value["final"] else None
         return {"report": value}
-
-    def __post_init__(self) -> None:
-        self.named = self.source is not None
 
     @property
     def last_revision(self) -> int:

@@ -164,6 +164,7 @@ def test_wrong_input_is_2_and_a_sentence(
         ("{", "is no JSON in UTF-8"),
         ('{"revision": 1, "revision": 2}', "revision stands twice"),
         ('{"colour": "red"}', "colour is not a field of a signal"),
+        ('{"reason": "\\ud800"}', "not Unicode"),
         ('{"start_at": 5}', "start_at must be an RFC 3339 time"),
         ('{"controls": "charge", "targets": {"all": true}, "end_at": "2999-01-01T00:00:00Z"}', "controls"),
     ],
