@@ -86,15 +86,18 @@ def complete(config: Path | None) -> Settings:
 
 def execute(work: Coroutine[Any, Any, T]) -> T:
     """Runs a command's work; our faults become sentences with an exit code."""
-    kafka = logging.getLogger("aiokafka")
-    kafka.addHandler(logging.NullHandler())
-    kafka.propagate = False  # what it has to say comes as a sentence of ours
+    kafka, silent = logging.getLogger("aiokafka"), logging.NullHandler()
+    propagated, kafka.propagate = kafka.propagate, False  # what it has to say comes as a sentence of ours
+    kafka.addHandler(silent)
     try:
         return asyncio.run(work)
     except (ConfigurationError, BadInput) as error:
         raise Refused(str(error)) from error
     except VppDispatchError as error:
         raise Failed(str(error)) from error
+    finally:
+        kafka.removeHandler(silent)
+        kafka.propagate = propagated
 
 
 def on_terminal() -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 import click
 import pytest
 
-from vpp_dispatch.cli.base import DURATION, MOMENT, seconds_of
+from vpp_dispatch.cli.base import DURATION, MOMENT, Failed, execute, seconds_of
+from vpp_dispatch.errors import NotReachable
 
 
 @pytest.mark.parametrize(
@@ -35,3 +37,20 @@ def test_moments() -> None:
 def test_what_is_no_moment(text: str) -> None:
     with pytest.raises(click.BadParameter, match=r"or so long from now, such as \+30m"):
         MOMENT.convert(text, None, None)
+
+
+async def _done() -> str:
+    return "done"
+
+
+async def _away() -> str:
+    raise NotReachable("Kafka is away: start it.")
+
+
+def test_work_ends_with_a_value_or_a_sentence_and_leaves_the_log_as_it_was() -> None:
+    kafka = logging.getLogger("aiokafka")
+    before = (kafka.propagate, list(kafka.handlers))
+    assert execute(_done()) == "done"
+    with pytest.raises(Failed, match="Kafka is away: start it"):
+        execute(_away())
+    assert (kafka.propagate, list(kafka.handlers)) == before
