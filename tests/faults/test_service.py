@@ -144,11 +144,8 @@ async def test_kill_9_at_each_point_loses_nothing_and_counts_nothing_twice(stack
     await until_applied(stack, "in-mid-release")
     await cancel(stack, "in-mid-release")
     await until_dead(stack, doomed)
-    report = await closed(stack, "in-mid-release")
-    # A set and its result within the last second before the death may be in no checkpoint; then it counts as unsent,
-    # and is released all the same.
-    assert report["devices"]["applied"] + report["devices"]["pending"] == report["release"]["due"] == DEVICES
-    assert report["devices"]["applied"] >= DEVICES // 2 - 20, "what the other worker had done"
+    # Also those whose publish no checkpoint recorded: the results in the inbox prove it; nothing told is taken back.
+    await whole(stack, "in-mid-release")
     await audited(stack, events=5)
 
 

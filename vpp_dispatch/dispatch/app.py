@@ -172,6 +172,7 @@ class Worker:
             metrics=metrics,
             log=log,
             fault=fault,
+            digests=lambda commands: link.prepare(commands).digests,
         )
         self.publisher = Publisher(
             shards=self.shards,

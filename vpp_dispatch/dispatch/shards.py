@@ -19,7 +19,7 @@ from vpp_dispatch.dispatch.lease import Lease
 from vpp_dispatch.domain import correlation
 from vpp_dispatch.domain.account import Reason, State
 from vpp_dispatch.domain.answer import OutcomeRow
-from vpp_dispatch.domain.book import BUILT, Book, Effects
+from vpp_dispatch.domain.book import BUILT, Book, Digests, Effects
 from vpp_dispatch.domain.command import ResultCode
 from vpp_dispatch.domain.inputs import Progress, Telemetry
 from vpp_dispatch.domain.membership import Membership, Telling
@@ -70,7 +70,9 @@ class Shards:
         metrics: Metrics,
         log: Any,
         fault: Callable[[str], None],
+        digests: Digests | None = None,
     ) -> None:
+        self.digests = digests
         self.catalogue = catalogue
         self.policy = policy
         self.table = table
@@ -117,7 +119,13 @@ class Shards:
         found = pages.newest(rows, shards)
         for shard, names in found.items():
             highest = max((epoch for by_epoch in names.values() for epoch in by_epoch), default=0)
-            book = Book(shard=shard, epoch=max(generation, highest + 1), catalogue=self.catalogue, policy=self.policy)
+            book = Book(
+                shard=shard,
+                epoch=max(generation, highest + 1),
+                catalogue=self.catalogue,
+                policy=self.policy,
+                digests=self.digests,
+            )
             self._kept[shard] = pages.load(book, names, rows, now)
             self.books[shard] = book
             self._read_to[shard] = ends.get(shard, 0)

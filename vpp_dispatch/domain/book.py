@@ -7,10 +7,11 @@ supersede, resume, release, retry, restart and coming back online are this one m
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vpp_dispatch.domain import correlation
 from vpp_dispatch.domain.account import Counts, Reason, State
@@ -30,6 +31,9 @@ from vpp_dispatch.domain.membership import (
 from vpp_dispatch.domain.roster import LISTED, PAGE, Catalogue, Policy, Roster, Rows
 from vpp_dispatch.domain.setpoint import Due, QueryResults, Setpoints, SetResults
 from vpp_dispatch.domain.signal import QUERY_BIT, Actuator, Control, Kind
+
+Digests = Callable[[Commands], NDArray[np.uint64]]
+"""The digests that stand in the ids of commands, as the codec makes them."""
 
 BUILT = (Actuator.EMS, Actuator.EXPORT)
 """The actuators that this service commands."""
@@ -75,8 +79,12 @@ class Held:
 class Book:
     """All devices of one shard, their setpoints and the events that target them."""
 
-    def __init__(self, *, shard: int, epoch: int, catalogue: Catalogue, policy: Policy) -> None:
+    def __init__(
+        self, *, shard: int, epoch: int, catalogue: Catalogue, policy: Policy, digests: Digests | None = None
+    ) -> None:
+        """`digests` tells what stands in the ids of commands; without it, what was not recorded proves nothing."""
         self.shard = shard
+        self.digests = digests
         self.epoch = epoch
         self.catalogue = catalogue
         self.policy = policy
@@ -280,11 +288,44 @@ class Book:
         self._releases(setpoints, confirmed, RELEASE_CONFIRMED)
         self._releases(setpoints, refused, RELEASE_REFUSED)
 
+    def _recall(self, setpoints: Setpoints, results: SetResults) -> None:
+        """A result proves its publish, also where the worker died before a checkpoint recorded it, if its id has the
+        digest of what the book would send: what was told of the device is then not taken back."""
+        index = setpoints.unrecorded(results)
+        if self.digests is None or not len(index):
+            return
+        rows = results.row[index]
+        expected = self.digests(self._commands(setpoints.actuator, rows, query=False))
+        for i in index[expected == results.digest[index]].tolist():
+            one = np.array([i])
+            setpoints.published(
+                rows=results.row[one],
+                generation=results.generation[one],
+                attempt=results.attempt[one],
+                digest=results.digest[one],
+                now=float(results.at[i]),
+            )
+
+    def _step_aside(self, setpoints: Setpoints, results: SetResults, now: float) -> None:
+        """A result from the future (R26) tells of a setpoint that no checkpoint recorded, after the one that stands: what
+        is known of that one is kept, before the device becomes unknown. Whoever still holds it stands behind the next."""
+        ahead = np.unique(results.row[results.generation > setpoints.columns["generation"][results.row]])
+        if not len(ahead):
+            return
+        for membership in self.memberships.values():
+            for part in membership.parts:
+                if not membership.ended and part.control.actuator is setpoints.actuator:
+                    self._observe(membership, part, now)
+                    part.members["live"][np.isin(part.members["row"], ahead)] = False
+                    membership.dirty = True
+
     def _set_results(
         self, setpoints: Setpoints, offset: int, results: SetResults, now: float, effects: Effects
     ) -> None:
         columns = setpoints.columns
         self.roster.answered(results.row, results.code, results.at)
+        self._recall(setpoints, results)
+        self._step_aside(setpoints, results, now)
         sent_at = columns["published_at"][results.row]
         folded = setpoints.fold(results, now)
         stale = folded.stale
@@ -589,11 +630,15 @@ class Book:
     def commands(self, actuator: Actuator, rows: Rows, query: bool) -> Commands:
         """The commands of due rows. From here on the devices count as possibly set."""
         setpoints = self.setpoints[actuator]
-        n = len(rows)
         if query:
             setpoints.asking_for(rows)
         else:
             setpoints.publishing(rows)
+        return self._commands(actuator, rows, query)
+
+    def _commands(self, actuator: Actuator, rows: Rows, query: bool) -> Commands:
+        setpoints = self.setpoints[actuator]
+        n = len(rows)
         c = setpoints.columns[rows]
         return Commands(
             shard=np.full(n, self.shard, np.uint8),

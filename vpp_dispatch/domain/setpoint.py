@@ -631,6 +631,15 @@ class Setpoints:
         c["query_next_at"][same] = np.where(held, c["query_next_at"][same], now + self.policy.result_timeout_s)
         self.touch(rows)
 
+    def unrecorded(self, results: SetResults) -> Rows:
+        """Indices of results of the current generation whose publish no checkpoint recorded: the worker died before.
+
+        A publish that is in hand is not meant; its answer only came early.
+        """
+        c, row = self.columns, results.row
+        current = (results.generation == c["generation"][row]) & (c["published"][row] != c["generation"][row])
+        return np.flatnonzero(current & c["armed"][row] & ~self.in_hand[row])
+
     def asking_for(self, rows: Rows) -> None:
         """Before a batch of queries goes out."""
         self.asking[rows] = True

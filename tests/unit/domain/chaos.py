@@ -24,7 +24,7 @@ from vpp_dispatch.domain.roster import PAGE, Policy
 from vpp_dispatch.domain.setpoint import SETPOINT
 from vpp_dispatch.domain.signal import QUERY_BIT, Actuator, Control, Form, Kind, Targets
 
-from .world import AUTO, NO_LIMIT, SHARD, Catalogue
+from .world import AUTO, NO_LIMIT, SHARD, Catalogue, digests_of
 
 POLICY = Policy(
     result_timeout_s=3.0,
@@ -83,7 +83,7 @@ class Chaos:
         self.rows: dict[bytes, bytes] = {}
         self.kept: dict[pages.PageName, set[bytes]] = {}
         self.read = 0
-        self.book = Book(shard=SHARD, epoch=1, catalogue=Catalogue(), policy=POLICY)
+        self.book = Book(shard=SHARD, epoch=1, catalogue=Catalogue(), policy=POLICY, digests=digests_of)
         self.zombies: list[tuple[Book, dict[pages.PageName, set[bytes]], int]] = []
         self.devices: dict[str, Device] = {}
         self.pending: list[tuple[float, int, str, object]] = []  # (when, tie, "execute" | "result", what)
@@ -359,7 +359,8 @@ class Chaos:
         self.now += self.draw.choice([0.5, 2.0, 12.0])
         self._outside()
         names = pages.newest(self.rows, [SHARD])[SHARD]
-        self.book = Book(shard=SHARD, epoch=self.book.epoch + 1, catalogue=Catalogue(), policy=POLICY)
+        epoch = self.book.epoch + 1
+        self.book = Book(shard=SHARD, epoch=epoch, catalogue=Catalogue(), policy=POLICY, digests=digests_of)
         self.kept = pages.load(self.book, names, self.rows, self.now)
         self.read = self.committed
         self._read()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from vpp_dispatch.dispatch import pages
 from vpp_dispatch.domain.account import State
-from vpp_dispatch.domain.command import ResultCode
+from vpp_dispatch.domain.book import Book
+from vpp_dispatch.domain.command import ResultCode, Results
 from vpp_dispatch.domain.device import Record
-from vpp_dispatch.domain.inputs import Consent, RegistryChange
+from vpp_dispatch.domain.inputs import Cancel, Consent, RegistryChange
 from vpp_dispatch.domain.roster import Policy
 from vpp_dispatch.domain.signal import Actuator, Kind, Targets
 
-from .world import AUTO, NO_LIMIT, Sent, World
+from .world import AUTO, NO_LIMIT, SHARD, Catalogue, Sent, World, digests_of
 
 
 def states(world: World, name: str) -> dict[State, int]:
@@ -530,3 +534,79 @@ def test_a_device_that_stands_in_forced_islanding_has_no_default_to_return_to() 
     w.event("a", end=10)
     w.run(15)
     assert w.sets() == [] and w.counts("a").reasons == {"skipped.default_unknown": 1}
+
+
+def test_a_result_proves_a_publish_that_no_checkpoint_recorded() -> None:
+    w = World()
+    w.fleet(2)
+    w.event("a", end=5)
+    w.book.step([], w.now)
+    w.publish()
+    w.save()
+    sent = w.publish()  # answered and perhaps told at once; then the worker dies before its checkpoint
+    assert states(w, "a") == {State.APPLIED: 2}
+    w.crash()
+    w.answer([(one, ResultCode.SUCCESS, (0, 0)) for one in sent])
+    assert states(w, "a") == {State.APPLIED: 2}, "what was told is not taken back"
+    w.save()
+    assert w.publish() == []
+    w.run(10)
+    assert states(w, "a") == {State.APPLIED: 2} and w.at_default()
+
+
+def test_a_result_of_other_content_proves_nothing() -> None:
+    w = World()
+    w.fleet(1)
+    w.event("a", end=60)
+    w.book.step([], w.now)
+    w.publish()
+    w.save()
+    sent = w.publish()
+    w.crash()
+    foreign = Sent(**{f: getattr(sent[0], f) for f in sent[0].__slots__})
+    foreign.id = sent[0].id[:10] + bytes(6)
+    w.answer([(foreign, ResultCode.SUCCESS, (0, 0))])
+    w.save()
+    assert [s.pair for s in w.publish()] == [(11, 3000)]
+
+
+def test_r26_what_was_applied_stays_applied_when_only_the_release_was_never_recorded() -> None:
+    w = World()
+    w.fleet(2)
+    w.event("a", end=60)
+    w.book.step([], w.now)
+    w.publish()
+    w.save()
+    sets = w.publish()  # answered, told; no checkpoint since
+    offset = w.offset
+    w.cancel("a")
+    releases = w.publish()
+    assert [s.pair for s in releases] == [AUTO, AUTO]
+    names = pages.newest(w.rows, [SHARD])[SHARD]
+    w.book = Book(shard=SHARD, epoch=2, catalogue=Catalogue(), policy=w.policy, digests=digests_of)
+    w.kept = pages.load(w.book, names, w.rows, w.now)
+    # The next owner reads the inbox up before it decides anything: results, the cancellation, results of the releases.
+    for messages in (
+        [results_of(sets, w.now)],
+        [Cancel(event="grid/a", revision=1, at=w.now)],
+        [results_of(releases, w.now)],
+    ):
+        w.book.step([(offset, message) for message in messages], w.now, reconcile=False)
+    w.book.step([], w.now)
+    w.offset = offset + 3
+    w.run(10)
+    counts = w.counts("a")
+    assert states(w, "a") == {State.APPLIED: 2} and (counts.release_due, counts.release_confirmed) == (2, 2)
+    assert w.at_default()
+
+
+def results_of(sent: list[Sent], now: float) -> Results:
+    n = len(sent)
+    return Results(
+        ids=np.frombuffer(b"".join(s.id for s in sent), np.uint8).reshape(n, 16),
+        code=np.zeros(n, np.uint8),
+        accepted=np.zeros(n, bool),
+        first=np.zeros(n, np.int32),
+        second=np.zeros(n, np.int32),
+        at=np.full(n, now),
+    )

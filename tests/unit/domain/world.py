@@ -48,6 +48,17 @@ class Catalogue:
         return MODES[kind]
 
 
+def digests_of(commands: Commands) -> np.ndarray:
+    """What the codec would put into the ids."""
+    return np.array(
+        [
+            correlation.digest(f"{sn}\0{a}\0{b}".encode())
+            for sn, a, b in zip(commands.sn, commands.first.tolist(), commands.second.tolist(), strict=True)
+        ],
+        np.uint64,
+    )
+
+
 @dataclass(slots=True)
 class Sent:
     """One command that went out."""
@@ -78,7 +89,7 @@ class World:
     unheard: Fate | None = None
 
     def __post_init__(self) -> None:
-        self.book = Book(shard=SHARD, epoch=1, catalogue=Catalogue(), policy=self.policy)
+        self.book = Book(shard=SHARD, epoch=1, catalogue=Catalogue(), policy=self.policy, digests=digests_of)
         self.devices: dict[str, dict[Actuator, tuple[int, int]]] = {}
         self.sent: list[Sent] = []
         self.offset = 0
@@ -173,7 +184,7 @@ class World:
         """The worker dies; the next one has what was saved. (Inbox records after the save have to be put again.)"""
         names = pages.newest(self.rows, [SHARD])[SHARD]
         epoch = self.book.epoch + 1
-        self.book = Book(shard=SHARD, epoch=epoch, catalogue=Catalogue(), policy=self.policy)
+        self.book = Book(shard=SHARD, epoch=epoch, catalogue=Catalogue(), policy=self.policy, digests=digests_of)
         self.kept = pages.load(self.book, names, self.rows, self.now)
         self.book.step([], self.now)
 
@@ -188,10 +199,7 @@ class World:
         return out
 
     def _send(self, actuator: Actuator, commands: Commands, query: bool) -> list[Sent]:
-        digests = [
-            correlation.digest(f"{sn}\0{a}\0{b}".encode())
-            for sn, a, b in zip(commands.sn, commands.first.tolist(), commands.second.tolist(), strict=True)
-        ]
+        digests = digests_of(commands).tolist()
         ids = correlation.pack(
             shard=commands.shard,
             row=commands.row,
