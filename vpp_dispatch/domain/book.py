@@ -307,8 +307,10 @@ class Book:
             )
 
     def _step_aside(self, setpoints: Setpoints, results: SetResults, now: float) -> None:
-        """A result from the future (R26) tells of a setpoint that no checkpoint recorded, after the one that stands: what
-        is known of that one is kept, before the device becomes unknown. Whoever still holds it stands behind the next."""
+        """A result from the future (R26) tells of a setpoint that no checkpoint recorded, after the one that stands.
+
+        What is known of that one is kept before the device becomes unknown; who still holds it stands behind the next.
+        """
         ahead = np.unique(results.row[results.generation > setpoints.columns["generation"][results.row]])
         if not len(ahead):
             return
