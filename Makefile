@@ -19,7 +19,7 @@ demo: jars ## broker, simulator, service and a scenario of about a minute, told 
 	@$(PY) -m vpp_dispatch.demo.scenario
 
 test: jars ## all tests, on a real Kafka
-	$(PY) -m pytest tests
+	$(PY) -m pytest -n 2 --dist worksteal tests
 
 unit: $(READY) ## the tests without a broker, in seconds
 	$(PY) -m pytest -n auto tests/unit tests/contract
