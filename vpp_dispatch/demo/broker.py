@@ -272,6 +272,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def main() -> int:
     """Run one broker in the foreground until Ctrl-C or SIGTERM. Returns the exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
+    # A shell starts what runs in the background with SIGINT ignored; whoever sends one all the same means it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with Broker() as broker:
             where = f"process {broker.pid}, log {broker.log}"

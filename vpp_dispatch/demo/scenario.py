@@ -203,6 +203,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def main(bootstrap_servers: str | None, folder: Path | None, **options: Any) -> None:
     """Play a dispatch from signal to verified inverters and back, on real Kafka, and add it up."""
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background
     os.environ.pop("VPP_DISPATCH_KAFKA__BOOTSTRAP_SERVERS", None)
     folder = folder or Path(tempfile.mkdtemp(prefix="vpp-dispatch-demo-"))
     folder.mkdir(parents=True, exist_ok=True)
