@@ -11,20 +11,30 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import InvalidReplicationFactorError, KafkaError, NoError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import (
+    InvalidReplicationFactorError,
+    KafkaError,
+    NodeNotReadyError,
+    NoError,
+    TopicAlreadyExistsError,
+    for_code,
+)
 
 from vpp_dispatch.domain.device import SHARDS
 from vpp_dispatch.errors import ConfigurationError, ExternalFault, NotReachable
 from vpp_dispatch.settings import SecuritySettings, Settings
 
 DAY_MS = 86_400_000
+FRESH_BROKER_TRIES = 20
+"""Each 0.2 s apart."""
+
 INBOX = {"message.timestamp.type": "LogAppendTime", "retention.ms": str(7 * DAY_MS), "max.message.bytes": "8388608"}
 CHANGELOG = {
     "cleanup.policy": "compact",
@@ -160,32 +170,31 @@ async def create_for_trying_out(settings: Settings) -> None:
         ConfigurationError: the cluster refuses one, or gives it no leader.
         NotReachable: it cannot be used from here.
     """
-    admin = client(settings.kafka.bootstrap_servers, settings.kafka.security)
-    try:
-        await admin.start()
-        wanted = internal_topics(settings) | operators_topics(settings)
-        if refused := await create(admin, wanted, replication_factor=settings.kafka.replication_factor):
-            raise ConfigurationError(" ".join(refused))
-        for _ in range(200):
-            if not _missing(await existing(admin), wanted):
-                return
-            await asyncio.sleep(0.05)
-        raise ConfigurationError(
-            "the topics that were just created got no leader within 10 s: look at the broker's log."
-        )
-    except (KafkaError, OSError) as fault:
-        raise _unusable(settings.kafka.bootstrap_servers, fault) from fault
-    finally:
-        await admin.close()
+    for tries_left in range(FRESH_BROKER_TRIES, -1, -1):
+        admin = client(settings.kafka.bootstrap_servers, settings.kafka.security)
+        try:
+            await admin.start()
+            await _create_all(admin, settings)
+            return
+        except NodeNotReadyError as fault:  # the first answers of a broker that has just started name no broker
+            if not tries_left:
+                raise _unusable(settings.kafka.bootstrap_servers, fault) from fault
+            await asyncio.sleep(0.2)
+        except (KafkaError, OSError) as fault:
+            raise _unusable(settings.kafka.bootstrap_servers, fault) from fault
+        finally:
+            await admin.close()
 
 
-def topics_missing(there: Mapping[str, int], names: Sequence[str]) -> list[str]:
-    """Sentences about topics of GoodWe's that are missing."""
-    return [
-        f"GoodWe's topic {name} does not exist: check the profile and the access."
-        for name in names
-        if name not in there
-    ]
+async def _create_all(admin: AIOKafkaAdminClient, settings: Settings) -> None:
+    wanted = internal_topics(settings) | operators_topics(settings)
+    if refused := await create(admin, wanted, replication_factor=settings.kafka.replication_factor):
+        raise ConfigurationError(" ".join(refused))
+    for _ in range(200):
+        if not _missing(await existing(admin), wanted):
+            return
+        await asyncio.sleep(0.05)
+    raise ConfigurationError("the topics that were just created got no leader within 10 s: look at the broker's log.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

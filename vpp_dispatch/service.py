@@ -189,7 +189,7 @@ class _Running:
         """Starts everything, waits for the stop or for a part that fails, and stops everything."""
         await self.link.start(self.worker.deliver, self._refuse)
         app = self.worker.app
-        names = ["app", "consent", "telemetry", "tick", "lease", "checkpoint", "tell", "publisher"]
+        names = ["app", "consent", "telemetry", "tick", "coordinator", "lease", "checkpoint", "tell", "publisher"]
         tasks = [
             asyncio.create_task(coroutine, name=name)
             for name, coroutine in zip(

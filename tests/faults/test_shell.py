@@ -20,6 +20,7 @@ import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import NodeNotReadyError
 from aiokafka.structs import TopicPartition
 
 from tests.waiting import eventually
@@ -108,12 +109,16 @@ class Shell:
 
     async def committed(self, name: str) -> dict[int, int]:
         """The group's committed offset of each partition that has one."""
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.servers)
-        await admin.start()
-        try:
-            found = await admin.list_consumer_group_offsets(self.app)
-        finally:
-            await admin.close()
+        while True:
+            admin = AIOKafkaAdminClient(bootstrap_servers=self.servers)
+            await admin.start()
+            try:
+                found = await admin.list_consumer_group_offsets(self.app)
+                break
+            except NodeNotReadyError:  # the first answers of a broker that comes back name no broker, not even itself
+                await asyncio.sleep(0.2)
+            finally:
+                await admin.close()
         return {
             tp.partition: at.offset for tp, at in found.items() if tp.topic == f"{self.app}-{name}" if at.offset >= 0
         }

@@ -462,6 +462,7 @@ class Worker:
         """What runs beside the app, each until it is cancelled."""
         return [
             self._tick_loop(),
+            self._coordinator_loop(),
             self._lease_loop(),
             self._checkpoint_loop(),
             self._tell_loop(),
@@ -475,19 +476,29 @@ class Worker:
                 self._take_positions()
                 now = time.time()
                 self.shards.tick(now)
-                if self.coordinates and not self._coordinating.locked():
-                    try:
-                        async with self._coordinating:
-                            await self.coordinator.tick(now)
-                    except ExternalFault as fault:
-                        if fault.reason != "no_lease":
-                            self.log.warning("coordinator.tick", reason=fault.reason, detail=str(fault))
                 self.publisher.skew_s = self.outlet.skew_s
                 self.metrics.clock_skew_seconds.set(self.outlet.skew_s)
                 if not self._caught_up and self.shards.books and self.shards.all_read_up():
                     self._caught_up = True
                     self.metrics.recovery_seconds.observe(time.monotonic() - self._assigned_at)
             await asyncio.sleep(TICK_S)
+
+    async def _coordinator_loop(self) -> None:
+        """Beside the ticks, since it waits for our Kafka; the ticks and the liveness must not."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            if not (self.running and self.coordinates):
+                continue
+            try:
+                async with self._coordinating:
+                    if self.running and self.coordinates:
+                        await self.coordinator.tick(time.time())
+            except ExternalFault as fault:
+                if fault.reason != "no_lease":
+                    self.log.warning("coordinator.tick", reason=fault.reason, detail=str(fault))
+            except Exception as fault:
+                self.log.error("coordinator.failed", detail=repr(fault), exc_info=True)
+                await asyncio.sleep(1.0)
 
     def _take_positions(self) -> None:
         topics = self.settings.topics
