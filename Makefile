@@ -21,8 +21,8 @@ demo: jars ## broker, simulator, service and a scenario of about a minute, told 
 test: jars ## all tests, on a real Kafka
 	$(PY) -m pytest -n 2 --dist worksteal tests
 
-unit: $(READY) ## the tests without a broker, in seconds
-	$(PY) -m pytest -n auto tests/unit tests/contract
+unit: $(READY) ## the tests without a broker, in seconds; the exhaustive ones run with `make test`
+	$(PY) -m pytest -n auto -m "not exhaustive" tests/unit tests/contract
 
 integration: jars ## the tests with a broker
 	$(PY) -m pytest tests --ignore tests/unit --ignore tests/contract

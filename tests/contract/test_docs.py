@@ -315,6 +315,7 @@ def mine(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.exhaustive
 def test_the_check_of_the_profile_guide_works(mine: Path) -> None:
     (command,) = re.findall(r"python -c '(.+)' mine\.toml", PROFILE_GUIDE)
     assert run(str(mine), code=command).stdout == "goodwe fits\n"
@@ -325,6 +326,7 @@ def test_the_check_of_the_profile_guide_works(mine: Path) -> None:
     assert complaint in failed.stderr
 
 
+@pytest.mark.exhaustive
 def test_the_bytes_of_the_profile_guide_are_shown(mine: Path) -> None:
     (block,) = re.findall(r"```python\n(.+?)```", PROFILE_GUIDE, re.DOTALL)
     shown = run(str(mine), code=textwrap.dedent(block))

@@ -210,6 +210,7 @@ def mutated(draw: st.DrawFn, name: str) -> Any:
     return body
 
 
+@pytest.mark.exhaustive
 @settings(max_examples=300, deadline=None)
 @given(mutated("signal"))
 def test_a_signal_that_decodes_is_valid_under_the_schema_and_what_the_schema_refuses_is_refused(body: Any) -> None:
@@ -221,6 +222,7 @@ def test_a_signal_that_decodes_is_valid_under_the_schema_and_what_the_schema_ref
         assert any(word in decoded.detail for word in ("not after its start", "calendar", "10,000")), decoded
 
 
+@pytest.mark.exhaustive
 @settings(max_examples=300, deadline=None)
 @given(mutated("device"))
 def test_registry_decoder_model_and_schema_agree(body: Any) -> None:

@@ -869,6 +869,7 @@ async def perform(kind: Kind, plan: Plan, batch: int | None) -> None:
     assert not any(b"|signal-" in key for key in w.rows), "signals go at the close"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", list(SCRIPTS))
 @pytest.mark.parametrize(
     ("death", "after", "batch"),

@@ -13,6 +13,8 @@ from vpp_dispatch.domain.signal import Actuator
 from .chaos import POLICY, Chaos
 from .world import SHARD, Catalogue
 
+pytestmark = pytest.mark.exhaustive
+
 
 def play(seed: int, *, steps: int = 80, calm_s: float = 60.0) -> Chaos:
     """A run; `check` and the assertions on each command stand in `chaos`."""

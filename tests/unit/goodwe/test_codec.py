@@ -299,6 +299,7 @@ class TestResults:
         max_leaves=8,
     )
 
+    @pytest.mark.exhaustive
     @settings(max_examples=200, deadline=None)
     @given(
         st.sampled_from(Role),

@@ -107,6 +107,7 @@ structlog.get_logger("vpp_dispatch").info("ours")
 """
 
 
+@pytest.mark.exhaustive
 def test_fausts_worker_keeps_the_form() -> None:
     done = subprocess.run([sys.executable, "-c", WORKER], capture_output=True, text=True, check=True, timeout=60)
     events = [json.loads(line)["event"] for line in done.stdout.splitlines()]

@@ -231,6 +231,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.exhaustive
 @settings(max_examples=200, deadline=None)
 @given(st.dictionaries(st.sampled_from([*LIMIT, "ext", "reason", "test", "ramp_up_s", "open_ended"]), JSON, max_size=4))
 def test_r08_decoding_never_raises_on_any_json(change: dict[str, Any]) -> None:
@@ -469,6 +470,7 @@ ROWS = st.builds(
 )
 
 
+@pytest.mark.exhaustive
 @settings(max_examples=100, deadline=None)
 @given(st.lists(ROWS, min_size=1, max_size=5))
 def test_the_fast_encoder_keeps_to_the_model_and_the_schema(rows: list[OutcomeRow]) -> None:
