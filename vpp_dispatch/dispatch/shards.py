@@ -207,7 +207,7 @@ class Shards:
     def _fold_alone(self, book: Book, messages: Sequence[Any], run: Sequence[ConsumerRecord], now: float) -> None:
         """A fault of ours in one message must not stop the shard (R8): each is folded alone, and the bad one buried.
 
-        Folding a message twice changes nothing, so the ones before it may come again.
+        Those before it are folded twice, which changes no device; only results may then be counted as duplicates.
         """
         by_offset = {record.offset: record for record in run}
         for offset, message in messages:
