@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vpp_dispatch.domain.account import Counts
-from vpp_dispatch.domain.command import Results
+from vpp_dispatch.domain.command import F64, I32, U8, Flags, Results
 from vpp_dispatch.domain.device import Battery, Operation, Record
 from vpp_dispatch.domain.signal import Control, Targets
 
@@ -37,11 +37,29 @@ class Selector:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel:
-    """The event's holds are given up at `at` (R15). `revision` is the dispatch's, not the cancellation's."""
+    """The event's holds are given up at `at` (R15). `revision` is the dispatch's, not the cancellation's.
+
+    `ramp_down_s`: the releases are staggered over it; None = the event's own. `aborted`: by us, not by the operator
+    (R36): who held is then rejected, `released`.
+    """
 
     event: str
     revision: int
     at: float
+    ramp_down_s: int | None = None
+    aborted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switches:
+    """The switches as they stand since the record `number` of the event inbox (R36); the highest number wins.
+
+    `releases_only`: nothing but releases and their read-backs is published. `drain`: no new event is accepted.
+    """
+
+    number: int = -1
+    releases_only: bool = False
+    drain: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +102,29 @@ class Telemetry:
     batteries: tuple[Battery, ...] = ()
 
 
-ShardInput = Selector | Cancel | Close | Consent | RegistryChange | Results | Telemetry
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotResults:
+    """Results of one shard that name no id, only a device and a pair of topics (R26: a profile without echoed ids).
+
+    Columns of length n, in the order of their topics. `actuator`: of a query the one whose parameters were read, with
+    QUERY_BIT; of a setpoint 0, since only the book knows what was asked last. `single`: from the single-parameter
+    topic. The others as in `domain.command.Results`.
+    """
+
+    sn: list[str]
+    actuator: U8
+    single: Flags
+    code: U8
+    accepted: Flags
+    first: I32
+    second: I32
+    at: F64
+
+    def __len__(self) -> int:
+        return len(self.sn)
+
+
+ShardInput = Selector | Cancel | Close | Switches | Consent | RegistryChange | Results | SlotResults | Telemetry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
