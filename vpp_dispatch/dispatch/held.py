@@ -126,20 +126,8 @@ class HeldFiles:
                 "deleted since; if it was, delete the file",
                 str(path),
             )
-        # Of its own name for each process: workers that share a folder never write into one another's.
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         header = Header(shard=shard, epoch=epoch, at=time.time())
-        content = _encode(header) + b"\n" + _encode_lines(list(entries))
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o640)
-        try:
-            _write(descriptor, content, path)
-            os.fsync(descriptor)
-            temporary.replace(path)
-            self._sync_folder()
-        except BaseException:
-            os.close(descriptor)
-            temporary.unlink(missing_ok=True)
-            raise
+        descriptor = _replaced(path, _encode(header) + b"\n" + _encode_lines(list(entries)))
         self._open[shard] = _Open(descriptor, epoch)
 
     def append(self, shard: int, epoch: int, entries: Sequence[Entry]) -> None:
@@ -173,13 +161,6 @@ class HeldFiles:
         for shard in list(self._open):
             self.close(shard)
 
-    def _sync_folder(self) -> None:
-        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
 
 def _write(descriptor: int, content: bytes, path: Path) -> None:
     written = os.write(descriptor, content)
@@ -194,7 +175,42 @@ def _epoch_in(path: Path) -> int | None:
     return None
 
 
+def write(path: Path, sections: Iterable[tuple[Header, Sequence[Entry]]]) -> None:
+    """Writes several shards into one file, atomically and durably: what `release --from` leaves for its next try.
+
+    Raises:
+        OSError: it cannot be written; what stood there is as it was.
+    """
+    content = b"".join(_encode(header) + b"\n" + _encode_lines(entries) for header, entries in sections)
+    os.close(_replaced(path, content))
+
+
+def _replaced(path: Path, content: bytes) -> int:
+    """Puts a file in the place of another; the descriptor of the new one, for appending."""
+    # A name of its own for each process: workers that share a folder never write into one another's.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o640)
+    try:
+        _write(descriptor, content, path)
+        os.fsync(descriptor)
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except BaseException:
+        os.close(descriptor)
+        temporary.unlink(missing_ok=True)
+        raise
+    return descriptor
+
+
 # ---------------------------------------------------------------------------------------------- reading
+
+
+_decode_held = msgspec.json.Decoder(Held).decode
+_decode_released = msgspec.json.Decoder(Released).decode
 
 
 class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
@@ -209,6 +225,7 @@ class Section:
     """A header with what follows it. `entries` by (SN, actuator): the last line wins; None = released."""
 
     path: Path
+    written: float
     header: Header
     entries: dict[tuple[str, int], Held | None]
 
@@ -219,6 +236,7 @@ class HeldFound:
 
     Attributes:
         shards: the header that counted, by shard.
+        written: when the file that counted was written last, epoch seconds, by shard.
         held: what is held, by shard, in the order of SN and actuator.
         superseded: sections of an older epoch, which did not count.
         torn: files whose last line was cut off, each with its line number.
@@ -226,6 +244,7 @@ class HeldFound:
     """
 
     shards: dict[int, Header] = field(default_factory=dict)
+    written: dict[int, float] = field(default_factory=dict)
     held: dict[int, list[Held]] = field(default_factory=dict)
     superseded: list[Section] = field(default_factory=list)
     torn: list[tuple[Path, int]] = field(default_factory=list)
@@ -259,6 +278,7 @@ def read(paths: Iterable[Path]) -> HeldFound:
         for section in counting:
             entries |= section.entries
         found.shards[shard] = counting[-1].header
+        found.written[shard] = max(section.written for section in counting)
         if held := [entry for _, entry in sorted(entries.items()) if entry is not None]:
             found.held[shard] = held
     return found
@@ -280,7 +300,7 @@ def _files(given: Path) -> list[Path]:
 
 def _sections(path: Path, found: HeldFound) -> list[Section]:
     try:
-        content = path.read_bytes()
+        content, written = path.read_bytes(), path.stat().st_mtime
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror}): name a worker's folder, or see to it.") from None
     lines = content.split(b"\n")
@@ -297,14 +317,14 @@ def _sections(path: Path, found: HeldFound) -> list[Section]:
                         f"{path}, line {number}: version {header.version} of the file, and this program reads "
                         f"{VERSION}: use the vpp-dispatch of the version that wrote it."
                     )
-                made.append(Section(path=path, header=header, entries={}))
+                made.append(Section(path=path, written=written, header=header, entries={}))
                 continue
             if not made:
                 raise BadInput(
                     f"{path}, line {number}: no header with shard and epoch stands above it, so its age is not known: "
                     "this is no break-glass file, or not its beginning; leave it out."
                 )
-            entry: Entry = msgspec.json.decode(line, type=Released if kind.released else Held)
+            entry: Entry = _decode_released(line) if kind.released else _decode_held(line)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             if number == len(lines) and made:  # no newline behind it: cut off in mid write
                 found.torn.append((path, number))
