@@ -238,6 +238,22 @@ class RealTimeInterfaces(_Part):
     station: RealTimeInterface
 
 
+class ModeCodes(_Part):
+    """Codes of grid-status by which a device counts as something; in each field any of them is enough."""
+
+    work_mode: list[int] = Field(default_factory=list)
+    grid_mode: list[int] = Field(default_factory=list)
+
+
+class RealTimeModes(_Part):
+    """What the modes of grid-status mean (R18). With no codes at all, grid-status is not read and nothing is known."""
+
+    off_grid: ModeCodes = ModeCodes()
+    """the device has no grid, or runs as an island"""
+    faulted: ModeCodes = ModeCodes()
+    """the device reports a fault of its own"""
+
+
 class RealTime(_Part):
     """The Real-Time Data API."""
 
@@ -265,6 +281,7 @@ class RealTime(_Part):
     """values that mean "no value", by their field name"""
     factors: dict[Name, float] = Field(default_factory=dict)
     """factors that bring a field to our signs and units, by their field name"""
+    modes: RealTimeModes = RealTimeModes()
     interfaces: RealTimeInterfaces
 
 
