@@ -9,8 +9,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from tests.auditing import audited
+from tests.waiting import eventually
 from vpp_dispatch.demo.stack import Stack
+from vpp_dispatch.dispatch.held import Held, HeldFiles, read
+from vpp_dispatch.domain.device import shard_of
 
 
 @dataclass(frozen=True)
@@ -125,3 +130,85 @@ async def test_without_kafka_every_command_ends_with_a_sentence(stack: Stack) ->
         assert ended.code == 1, ended
         assert "Kafka at 127.0.0.1:1 cannot be used" in ended.out + ended.err
         assert "Traceback" not in ended.err
+
+
+# ---------------------------------------------------------------------------------------------- break-glass
+
+
+CHARGE = {"EMS Power Mode": 11, "EMS Power Set": 1500}
+
+
+async def set_by_hand(stack: Stack, sns: list[str]) -> None:
+    """What a service would have published before it and its Kafka were lost: these charge, until somebody tells them
+    otherwise. The held files of one worker say so, in one folder."""
+    for n, sn in enumerate(sns):
+        parameters = [{"name": name, "value": value} for name, value in CHARGE.items()]
+        command = {"requestId": f"00000000-0000-8000-8000-{n:012d}", "sn": sn, "parameters": parameters}
+        topic = f"{stack.prefix}goodwe.control.multi.request"
+        await stack.send(command | {"timestamp": 1}, topic=topic, key=sn.encode())
+    files = HeldFiles(stack.folder / "worker")
+    for shard in sorted(set(map(shard_of, sns))):
+        mine = [sn for sn in sns if shard_of(sn) == shard]
+        files.rewrite(shard, 3, [])
+        files.append(
+            shard, 3,
+            [Held(sn=sn, row=row, actuator=1, generation=4, first=1, second=0) for row, sn in enumerate(mine)],
+        )  # fmt: skip
+    files.close_all()
+    await eventually(lambda: charging(stack, sns), 20, "the inverters to charge")
+
+
+async def charging(stack: Stack, sns: list[str]) -> bool:
+    devices = await settings_of(stack)
+    return all(devices[sn].items() >= CHARGE.items() for sn in sns)
+
+
+async def settings_of(stack: Stack) -> dict[str, dict[str, int]]:
+    """The settings of each inverter, as the inverter has them."""
+    dump = await stack.ask("/sim/dump")
+    return {sn: device["settings"] for sn, device in dump["devices"].items()}
+
+
+@pytest.mark.parametrize("echoed", [True, False])
+async def test_r36_release_needs_only_the_files_and_goodwes_cluster(stack: Stack, tmp_path: Path, echoed: bool) -> None:
+    stack.profile.write_text(stack.profile.read_text().replace("echoed = true", f"echoed = {str(echoed).lower()}"))
+    await stack.start(inverters=24, simulator=["--series", "ETU"])
+    sns = sorted(await settings_of(stack))
+    held, free, away = sns[:20], sns[20:], sns[0]
+    await set_by_hand(stack, held)
+    await stack.tell("/sim/online", {"sn": away, "online": False})
+    rest = tmp_path / "rest.jsonl"
+    gone = {
+        "KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1",
+        "GOODWE__KAFKA__BOOTSTRAP_SERVERS": stack.bootstrap_servers,
+        "GOODWE__RESULT_TIMEOUT_S": "3",
+        "DISPATCH__RELEASE_RETRY_S": "1",
+    }
+    worker = str(stack.folder / "worker")
+    dry, alive = await asyncio.gather(
+        cli(stack, "release", "--from", worker, "--dry-run"), cli(stack, "release", "--from", worker, "--yes")
+    )
+    assert dry.code == 0 and "Held: 20 ems, of 20 inverters." in dry.out, dry
+    assert alive.code == 2 and "answers: workers that are alive would set again" in alive.err, alive
+    assert await charging(stack, held), "neither has published anything"
+
+    first = await cli(
+        stack, "release", "--from", worker, "--yes", "--timeout", "8s", "--rest", str(rest), "--json", **gone
+    )
+    ended = json.loads(first.out.splitlines()[-1])["ended"]
+    assert first.code == 3, first
+    assert (ended["confirmed"], ended["pending"], ended["refused"]) == (19, 1, 0), first
+    assert ended["reasons"] == {"offline": 1} and ended["rest"] == str(rest)
+    devices = await settings_of(stack)
+    assert [sn for sn in held if devices[sn]["EMS Power Mode"] != 1] == [away]
+    assert [entry.sn for entries in read([rest]).held.values() for entry in entries] == [away]
+
+    await stack.tell("/sim/online", {"sn": away, "online": True})
+    second = await cli(stack, "release", "--from", str(rest), "--yes", "--timeout", "30s", "--rest", str(rest), **gone)
+    assert second.code == 0, second
+    assert second.out.splitlines()[-1] == "All 1 are confirmed as released." and not rest.exists()
+    dump = await stack.ask("/sim/dump")
+    assert all(dump["devices"][sn]["settings"]["EMS Power Mode"] == 1 for sn in held)
+    assert not any(dump["devices"][sn]["commands"] for sn in free), "nobody else was told anything"
+    ids = [c["correlation_id"] for device in dump["devices"].values() for c in device["commands"]]
+    assert len(set(ids)) == len(ids), "every command, of both tries, had an id of its own"

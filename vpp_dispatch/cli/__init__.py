@@ -11,6 +11,7 @@ from click.shell_completion import get_completion_class
 from vpp_dispatch.cli.base import EXIT_CODES, Commands, Failed, Refused, complete, config_option, load
 from vpp_dispatch.cli.fleet import fleet
 from vpp_dispatch.cli.preflight import preflight
+from vpp_dispatch.cli.release import release
 from vpp_dispatch.cli.signal import signal
 from vpp_dispatch.errors import ConfigurationError, VppDispatchError
 
@@ -120,5 +121,5 @@ def completion(shell: str) -> None:
     click.echo(made(main, {}, "vpp-dispatch", "_VPP_DISPATCH_COMPLETE").source())
 
 
-for command in (signal, fleet, preflight):
+for command in (signal, fleet, preflight, release):
     main.add_command(command)
