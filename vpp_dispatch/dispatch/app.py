@@ -10,6 +10,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -25,7 +26,7 @@ from vpp_dispatch.dispatch.publisher import Link, Publisher
 from vpp_dispatch.dispatch.shards import Shards
 from vpp_dispatch.domain.command import Results
 from vpp_dispatch.domain.device import SHARDS
-from vpp_dispatch.domain.inputs import Consent, Progress, Telemetry
+from vpp_dispatch.domain.inputs import Consent, Progress, SlotResults, Telemetry
 from vpp_dispatch.domain.roster import Catalogue, Policy
 from vpp_dispatch.errors import ExternalFault
 from vpp_dispatch.observability.health import Health
@@ -323,7 +324,7 @@ class Worker:
             generation = self._generation
             records = [r for r in run if self._events_next is None or r.offset >= self._events_next]
             try:
-                messages = [(record.timestamp / 1000, inbox.decode(record.value or b"")) for record in records]
+                messages = [(record.timestamp / 1000, _decoded(record)) for record in records]
                 await self._until_done("coordinator", partial(self._coordinate, messages), generation=generation)
             except Exception:  # noqa: BLE001  told one by one below
                 # A fault of ours in one message must neither stop the stream nor take the others with it (R8).
@@ -335,7 +336,7 @@ class Worker:
         """The records of a run alone; the one that fails becomes a dead letter and an error: mend the code."""
         for record in records:
             try:
-                message = (record.timestamp / 1000, inbox.decode(record.value or b""))
+                message = (record.timestamp / 1000, _decoded(record))
                 await self._until_done("coordinator", partial(self._coordinate, [message]), generation=generation)
             except Exception as fault:
                 self.log.error("coordinator.failed", offset=record.offset, detail=repr(fault), exc_info=True)
@@ -553,7 +554,7 @@ class Worker:
 
     # ------------------------------------------------------------------ what others give and ask
 
-    async def deliver(self, results: Mapping[int, Results]) -> None:
+    async def deliver(self, results: Mapping[int, Results | SlotResults]) -> None:
         """Results from GoodWe, by shard, into the inboxes: also those of this worker's own shards."""
         messages = {shard: inbox.encode(part) for shard, part in results.items()}
         await self.outlet.to_shards(messages, point="result-message")
@@ -574,3 +575,14 @@ class Worker:
         if self.running or rebalances:
             return True, []
         return False, ["This worker is not in the group yet, or reads the tables of its shards."]
+
+
+def _decoded(record: Any) -> Any:
+    """The message of a record of the event inbox; raises InvariantBroken."""
+    message = inbox.decode(record.value or b"")
+    if isinstance(message, inbox.SwitchTurned):  # its offset is its number
+        origin = inbox.Origin(
+            topic=record.topic, partition=record.partition, offset=record.offset, timestamp=record.timestamp / 1000
+        )
+        return replace(message, origin=origin)
+    return message

@@ -12,6 +12,8 @@ Rows of an event, all in partition 0, key `0|source/event_id|KIND|epoch`:
     signal-REV      the accepted signal; written once, dropped at the close
     answer-REV      the answer to a revision that was refused or replaced
 
+and one row `0|switches|state|epoch`: how the switches stand (R36).
+
 The epoch is in the key, so that a late row of a frozen worker never replaces a newer one. Recovery takes the highest;
 older rows are dropped once a newer one is delivered.
 """
@@ -24,9 +26,10 @@ from typing import Any, Protocol
 import msgspec
 
 from vpp_dispatch.dispatch import inbox
-from vpp_dispatch.dispatch.inbox import EventInput, ProgressReport, SignalReceived, SignalRefused
+from vpp_dispatch.dispatch.inbox import EventInput, ProgressReport, SignalReceived, SignalRefused, SwitchTurned
 from vpp_dispatch.domain.account import LATENCY_BUCKETS_S, Counts, Latency
 from vpp_dispatch.domain.answer import Refusal, Response
+from vpp_dispatch.domain.device import SHARDS
 from vpp_dispatch.domain.event import (
     FINAL,
     REPORT_EVERY_S,
@@ -39,7 +42,7 @@ from vpp_dispatch.domain.event import (
     objections,
     selectors,
 )
-from vpp_dispatch.domain.inputs import Cancel, Close
+from vpp_dispatch.domain.inputs import Cancel, Close, Switches
 from vpp_dispatch.domain.report import report
 from vpp_dispatch.domain.signal import Action, Signal
 from vpp_dispatch.errors import ExternalFault
@@ -111,6 +114,9 @@ class _CountsRow(msgspec.Struct, kw_only=True):
     shards: list[_ShardCounts]
 
 
+SWITCHES, STATE = "switches", "state"
+"""Name and kind of the switches' row; an event's name has a slash."""
+
 _NUMBERS = (
     "release_due", "release_confirmed", "release_refused", "requested_w", "allocated_w", "acknowledged_w", "published",
     "retried", "duplicate_results", "late_results", "held_at_end", "won_at_end",
@@ -122,6 +128,7 @@ _answer = msgspec.msgpack.Decoder(_AnswerRow).decode
 _counts = msgspec.msgpack.Decoder(_CountsRow).decode
 _signal = msgspec.msgpack.Decoder(Signal).decode
 _message = msgspec.msgpack.Decoder(Message).decode
+_switches = msgspec.msgpack.Decoder(Switches).decode
 
 
 class Coordinator:
@@ -147,6 +154,9 @@ class Coordinator:
         self._done: set[tuple[str, int, int]] = set()  # signals of a `handle` that did not end
         self._expire_at = 0.0
         self._gauge_at = 0.0
+        self._switches = Switches()
+        self._switches_sent = True  # all shards know them
+        self._metrics.switches.set(0.0, switch="drain")
         self._gauge()
 
     # ------------------------------------------------------------------ takeover
@@ -170,6 +180,11 @@ class Coordinator:
             newest = {kind: by_epoch[max(by_epoch)] for kind, by_epoch in kinds.items()}
             best = {kind: rows[key] for kind, key in newest.items()}
             self._keys[name] = newest
+            if name == SWITCHES:
+                self._switches, self._switches_sent = _switches(best[STATE]), False
+                self._drops.update(dict.fromkeys(key for by_epoch in kinds.values() for key in by_epoch.values()))
+                del self._drops[newest[STATE]]
+                continue
             try:
                 event = self._load(name, best)
             except (msgspec.MsgspecError, ValueError) as fault:
@@ -247,7 +262,10 @@ class Coordinator:
                         touched[progress.event] = event
                 continue
             origin = (message.origin.topic, message.origin.partition, message.origin.offset)
-            if origin not in self._done:
+            if origin not in self._done and isinstance(message, SwitchTurned):
+                await self._turned(message, at)
+                self._done.add(origin)
+            elif origin not in self._done:
                 await (self._received if isinstance(message, SignalReceived) else self._refused)(message, at, now)
                 self._done.add(origin)
         for name, event in touched.items():
@@ -255,6 +273,48 @@ class Coordinator:
                 self._open[name] = event
             await self._save(event)
         self._done.clear()
+
+    async def _turned(self, message: SwitchTurned, at: float) -> None:
+        """Turns a switch, or aborts an event (R36)."""
+        told = {"switch": message.switch, "on": message.on, "by": message.by, "reason": message.reason}
+        if message.switch == "abort":
+            event = self._events.get(message.event or "")
+            if event is None or not event.abort(at):
+                self._log.warning("switch.nothing_to_abort", event=message.event, **told)
+                return
+            self._log.warning("switch.aborted", event=message.event, **told)
+            self._open[event.key] = event
+            await self._deliver(event)
+            return
+        number = message.number
+        if number <= self._switches.number:
+            return
+        on = {"releases_only": self._switches.releases_only, "drain": self._switches.drain, message.switch: message.on}
+        self._switches, self._switches_sent = Switches(number=number, **on), False
+        self._log.warning("switch.turned", number=number, **told)
+        await self._put(SWITCHES, STATE, _pack(self._switches))
+        await self._tell_switches()
+
+    async def _tell_switches(self) -> None:
+        """To all shards; again after a takeover, since nobody can know whether they have heard."""
+        if not self._switches_sent:
+            await self._outlet.to_shards(dict.fromkeys(range(SHARDS), inbox.encode(self._switches)))
+            self._switches_sent = True
+        self._metrics.switches.set(float(self._switches.drain), switch="drain")
+
+    def _objections(self, signal: Signal, event: Event) -> tuple[str, ...]:
+        """Why a signal that is valid is refused: by grant or form, or because no new event may begin."""
+        known = event.run is not None and signal.action is Action.CANCEL
+        # Whoever could start it may end it, also after the grant is gone.
+        found = [
+            word
+            for word in objections(signal, self._settings.grant_of(signal.source))
+            if not (known and word == "not_granted")
+        ]
+        begins = event.run is None or event.run.state == "closed"
+        if self._switches.drain and signal.action is Action.DISPATCH and begins:
+            found.append("draining")
+        return tuple(found)
 
     async def _received(self, message: Any, at: float, now: float) -> None:
         signal = decode_signal(message.body)
@@ -265,19 +325,16 @@ class Coordinator:
         event = await self._event(signal.source, signal.event_id, now)
         if event is None:
             return
-        grant = self._settings.grant_of(signal.source)
-        known = event.run is not None and signal.action is Action.CANCEL
         verdict = event.receive(
             signal,
             at=at,
             now=now,
             longest_s=self._settings.dispatch.longest_event_s,
-            # Whoever could start it may end it, also after the grant is gone.
-            objections=tuple(word for word in objections(signal, grant) if not (known and word == "not_granted")),
+            objections=self._objections(signal, event),
             traceparent=message.traceparent,
             origin=_origin(message),
         )
-        if verdict is Verdict.ACCEPTED and signal.action is Action.DISPATCH:
+        if verdict is Verdict.ACCEPTED and signal.action is not Action.CANCEL:
             self._signals[event.key] = signal
         await self._decided(event, signal.revision, signal.action.value, verdict)
 
@@ -357,6 +414,7 @@ class Coordinator:
         Raises:
             ExternalFault: something was not acknowledged; the next tick does it again.
         """
+        await self._tell_switches()
         for name, event in list(self._open.items()):
             try:
                 await self._advance(event, now)
@@ -470,7 +528,14 @@ class Coordinator:
                 del self._signals[event.key]
             run.sent = event.lazy = True
         if run.cancelled_at is not None and not run.cancel_sent:
-            value = inbox.encode(Cancel(event=event.key, revision=run.revision, at=run.cancelled_at))
+            cancel = Cancel(
+                event=event.key,
+                revision=run.revision,
+                at=run.cancelled_at,
+                ramp_down_s=0 if run.aborted else run.ramp_down_s,
+                aborted=run.aborted,
+            )
+            value = inbox.encode(cancel)
             await self._outlet.to_shards(dict.fromkeys(run.expected, value))
             run.cancel_sent = event.lazy = True
         if run.closing_at is not None and not run.close_sent:
@@ -490,7 +555,7 @@ class Coordinator:
             report(
                 event_id=event.event_id,
                 source=event.source,
-                revision=run.revision if run.cancelled_at is None else event.cancellation,
+                revision=run.revision if run.cancelled_at is None or run.aborted else event.cancellation,
                 sequence=event.sequence,
                 state=run.state,
                 at=now,

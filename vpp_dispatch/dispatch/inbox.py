@@ -66,7 +66,7 @@ class ProgressReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwitchTurned:
-    """Somebody on our side turns a switch, or aborts one event (R36). Its offset in the event inbox is its number.
+    """Somebody on our side turns a switch, or aborts one event (R36).
 
     `switch`: `releases_only`, `drain` or `abort`; `on` is always True for `abort`, which alone has `event`, as
     `source/event_id`. `by` and `reason` are for the log; `at` epoch seconds.
@@ -78,6 +78,13 @@ class SwitchTurned:
     by: str
     reason: str
     event: str | None = None
+    origin: Origin = Origin(topic="", partition=0, offset=-1, timestamp=0.0)
+    """Where it stands in the event inbox, as its reader fills it in."""
+
+    @property
+    def number(self) -> int:
+        """Its offset in the event inbox: of two records the later one counts."""
+        return self.origin.offset
 
 
 EventInput = SignalReceived | SignalRefused | ProgressReport | SwitchTurned

@@ -17,19 +17,23 @@ import numpy as np
 
 from vpp_dispatch.domain.book import Book
 from vpp_dispatch.domain.device import Record
-from vpp_dispatch.domain.inputs import Selector
+from vpp_dispatch.domain.inputs import Selector, Switches
 from vpp_dispatch.domain.membership import MEMBER, STRANGER, Membership, Part
 from vpp_dispatch.domain.roster import PAGE, ROSTER, Rows
 from vpp_dispatch.domain.setpoint import SETPOINT
 from vpp_dispatch.domain.signal import Actuator
 from vpp_dispatch.errors import InvariantBroken
 
-LAYOUT = 1
+LAYOUT = 2
 """Of the columns of saved rows. It rises with any change of them; older ones are read by field name, from the dtypes
 that stay in LAYOUTS."""
 
+_SETPOINT_1 = np.dtype([(n, SETPOINT[n]) for n in SETPOINT.names or () if n not in ("open", "verified", "checked")])
+_MEMBER_1 = np.dtype([(n, MEMBER[n]) for n in MEMBER.names or () if n not in ("asked", "draw", "leaves_at")])
+
 LAYOUTS: dict[int, dict[str, np.dtype]] = {
-    1: {"devices": ROSTER, "setpoints": SETPOINT, "members": MEMBER, "strangers": STRANGER},
+    1: {"devices": ROSTER, "setpoints": _SETPOINT_1, "members": _MEMBER_1, "strangers": STRANGER},
+    2: {"devices": ROSTER, "setpoints": SETPOINT, "members": MEMBER, "strangers": STRANGER},
 }
 
 _HEADER = struct.Struct("<qH")  # inbox offset, layout
@@ -56,11 +60,13 @@ class _Event(msgspec.Struct, array_like=True):
     parts: list[bytes]
     strangers: list[str]
     told_strangers: bytes
+    ramp_down_s: int = 0
 
 
 class _Head(msgspec.Struct, array_like=True):
     consent_at: float
     closed: dict[str, tuple[int, float]]
+    switches: Switches = Switches()
 
 
 _devices = msgspec.msgpack.Decoder(_Devices)
@@ -136,7 +142,7 @@ def snapshot(book: Book, kept: dict[PageName, set[bytes]], offset: int | None) -
         shot.drops.extend(kept.pop((page_of_event(event, revision), "event"), ()))
     book.dropped.clear()
     if book.head_dirty:
-        put("0", "head", _pack(_Head(book.roster.consent_at, book.closed)))
+        put("0", "head", _pack(_Head(book.roster.consent_at, book.closed, book.switches)))
         book.head_dirty = False
     book.published_news = False
     return shot
@@ -198,7 +204,7 @@ def load(
         offset, body = _HEADER.unpack_from(value)[0], value[_HEADER.size :]
         if kind == "head":
             head = _head.decode(body)
-            book.roster.consent_at, book.closed = head.consent_at, head.closed
+            book.roster.consent_at, book.closed, book.switches = head.consent_at, head.closed, head.switches
         elif kind != "devices" and kind != "event":
             actuator = Actuator[kind.upper()]
             start = int(page) * PAGE
@@ -285,6 +291,7 @@ def _event_of(m: Membership) -> _Event:
         [part.members.tobytes() for part in m.parts],
         m.strangers,
         m.told_strangers.tobytes(),
+        m.ramp_down_s,
     )
 
 
@@ -296,10 +303,17 @@ def _membership(e: _Event, layout: int) -> Membership:
     m.published, m.retried, m.duplicates, m.late, m.held_at_end, m.won_at_end = e.counters
     m.publish_latency, m.result_latency = np.array(e.latency[0], np.int64), np.array(e.latency[1], np.int64)
     m.publish_max_s, m.result_max_s = e.latency[2], e.latency[3]
+    m.ramp_down_s = e.ramp_down_s
+    controls = [(control.actuator, control) for control in e.selector.controls]
     m.parts = [
-        Part(control=control, members=_read(body, "members", layout))
-        for control, body in zip(e.selector.controls, e.parts, strict=True)
+        Part(actuator=actuator, control=control, members=_read(body, "members", layout))
+        for (actuator, control), body in zip(
+            [(actuator, None) for actuator in Actuator] if m.release else controls, e.parts, strict=True
+        )
     ]
+    if layout == 1:  # each control asked the same of all
+        for part in m.parts:
+            part.members["asked"] = (part.control.each_w if part.control else None) or 0
     m.strangers = e.strangers
     m.told_strangers = _read(e.told_strangers, "strangers", layout)
     m.dirty = False

@@ -36,6 +36,10 @@ PROBE = 10
 RELEASES_FIRST_S = 10.0
 """How long a takeover waits for all shards to be read up before it lets setpoints out, if a release is owed."""
 
+BULK, HIGHER = 0.9, 0.95
+"""Parts of the window: for everyone; for what is more urgent than something in flight. The rest is kept for releases
+(R40)."""
+
 LEAST_LEFT_S = 1.0
 """A setpoint whose window ends sooner is not begun any more."""
 
@@ -93,6 +97,7 @@ class Publisher:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.shards = shards
+        self.singles = [int(a) for a in Actuator if shards.catalogue.is_single(a)]
         self.link = link
         self.lease = lease
         self.max_in_flight = max_in_flight
@@ -158,8 +163,9 @@ class Publisher:
             return []
         owing = any(book.owes_release() for book in shards.books.values())
         waits = owing and not shards.all_read_up() and shards.seconds_since_takeover < RELEASES_FIRST_S
-        used = sum(book.in_flight(now) for book in ready)
-        if not self._room(used, BATCH if owing else 0):
+        in_flight = [book.in_flight(now) for book in ready]
+        used, weakest = sum(n for n, _ in in_flight), max(rank for _, rank in in_flight)
+        if not self._room(np.zeros(1, np.int64) if owing else np.full(1, 2), used, weakest).any():
             return []  # before all that is due is looked at, which costs the more the more waits
         found = [(book, actuator, due) for book in ready for actuator, due in book.due(now)]
         self.metrics.commands_due.set(sum(len(due.row) for _, _, due in found))
@@ -172,18 +178,23 @@ class Publisher:
         index = np.concatenate([np.arange(len(due.row)) for _, _, due in found])
         query = np.concatenate([due.query for _, _, due in found])
         row = np.concatenate([due.row for _, _, due in found])
+        event = np.concatenate([due.owner for _, _, due in found])
 
         may = deadline - now > LEAST_LEFT_S
-        if waits:
+        if waits or self.skew_s > SKEW_STOPS_S:
             may &= rank < 2
-        if self.skew_s > SKEW_STOPS_S:
-            may &= rank < 2
+        closed = np.array([book.switches.releases_only for book, _, _ in found])
+        may &= (rank < 2) | ~closed[owner]
         chosen = np.flatnonzero(may)
-        # Stable: releases, read-backs, then priority, then deadline, then row, so that a replay chooses the same.
-        chosen = chosen[np.lexsort((index[chosen], deadline[chosen], rank[chosen]))]
+        # Stable: releases, read-backs, then priority, within it the events by turns, then deadline, then row, so that a
+        # replay chooses the same.
+        chosen = chosen[np.lexsort((index[chosen], deadline[chosen], event[chosen], rank[chosen]))]
+        turn = _turns(rank[chosen], event[chosen])
+        chosen = chosen[np.lexsort((turn, rank[chosen]))]
         if self._silent(now):
             chosen = self._probe(chosen, again, now)
-        chosen = chosen[: min(BATCH, self._room(used, int((rank[chosen] < 2).sum())))]
+        chosen = chosen[:BATCH]
+        chosen = chosen[self._room(rank[chosen], used, weakest)]
         if self.max_per_s:
             allowance = max(1, int(self.max_per_s * len(shards.books) / SHARDS * 0.25))
             chosen = chosen[:allowance]
@@ -200,14 +211,18 @@ class Publisher:
                     start += len(commands)
         return slices
 
-    def _room(self, used: int, releases: int) -> int:
-        """How many more may be in flight: the owned shards' share; a tenth is kept for releases (R40)."""
+    def _room(self, rank: NDArray[np.int64], used: int, weakest: int) -> NDArray[np.bool_]:
+        """Which of some commands in their order, the most urgent first, may be in flight beside `used` others (R40).
+
+        The window is the owned shards' share of the whole. `weakest`: the highest rank in flight, -1 if nothing is.
+        """
         window = self.max_in_flight * len(self.shards.books) / SHARDS
-        room = int(window * 0.9 - used)
-        if releases:
-            room = max(room, min(int(window - used), releases))
+        part = np.where(rank < 2, 1.0, np.where(rank < weakest, HIGHER, BULK))
+        room: NDArray[np.bool_] = used + np.arange(1, len(rank) + 1) <= np.floor(window * part)
         # A small window split over 64 shards may leave less than one command: one at a time is then in flight.
-        return max(room, 0 if used else 1)
+        if len(rank) and not used:
+            room[0] = True
+        return room
 
     def _silence(self, now: float) -> None:
         """Keeps the time since which something is unanswered and nothing at all came back (R41)."""
@@ -268,9 +283,13 @@ class Publisher:
         release = np.isinf(commands.deadline_at) & ~query
         queries, releases = int(query.sum()), int(release.sum())
         sets = len(commands) - queries - releases
-        for n, role, purpose in ((queries, "query", "query"), (releases, "multi", "release"), (sets, "multi", "set")):
-            if n:
-                self.metrics.commands_published.add(n, role=role, purpose=purpose)
+        if queries:
+            self.metrics.commands_published.add(queries, role="query", purpose="query")
+        single = np.isin(commands.actuator, self.singles)
+        for role, mine in (("single", single), ("multi", ~single)):
+            for purpose, mask in (("release", release & mine), ("set", ~release & ~query & mine)):
+                if mask.any():
+                    self.metrics.commands_published.add(int(mask.sum()), role=role, purpose=purpose)
         self.metrics.commands_retried.add(int((commands.attempt > 1).sum()))
         self.metrics.link_batches.add(outcome="acknowledged")
         self.metrics.publish_latency_seconds.observe_many(np.full(len(commands), took_s))
@@ -283,3 +302,12 @@ class Publisher:
             seconds=round(took_s, 4),
             **{name: n for name, n in by_actuator.items() if n},
         )
+
+
+def _turns(rank: NDArray[np.int64], event: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """The how-manieth of its rank and event each is, from 0; both columns sorted by rank, then event (R40)."""
+    n = np.arange(len(rank))
+    begins = np.ones(len(rank), bool)
+    begins[1:] = (rank[1:] != rank[:-1]) | (event[1:] != event[:-1])
+    first = np.maximum.accumulate(np.where(begins, n, 0))
+    return n - first

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from aiokafka.structs import ConsumerRecord
@@ -19,11 +19,11 @@ from vpp_dispatch.dispatch.lease import Lease
 from vpp_dispatch.domain import correlation
 from vpp_dispatch.domain.account import Reason, State
 from vpp_dispatch.domain.answer import OutcomeRow
-from vpp_dispatch.domain.book import BUILT, Book, Digests, Effects
+from vpp_dispatch.domain.book import Book, Digests, Effects
 from vpp_dispatch.domain.command import ResultCode
 from vpp_dispatch.domain.inputs import Progress, Telemetry
-from vpp_dispatch.domain.membership import Membership, Telling
-from vpp_dispatch.domain.roster import Catalogue, Policy
+from vpp_dispatch.domain.membership import Membership, Part, Telling, has_watts
+from vpp_dispatch.domain.roster import Catalogue, Policy, cos_phi_of
 from vpp_dispatch.domain.signal import Actuator, Kind
 from vpp_dispatch.errors import InvariantBroken
 from vpp_dispatch.observability.metrics import Metrics
@@ -37,6 +37,9 @@ FAILED_PAUSE_S = 5.0
 """How long a book is left alone after a fault of ours in it."""
 
 OUTCOMES_PER_MESSAGE = 500
+
+RELEASE: Literal["release"] = "release"
+"""The kind of a release signal's outcome rows."""
 
 
 class Table(Protocol):
@@ -378,7 +381,7 @@ class Shards:
         self.metrics.devices.set_all(states)
         oldest_hold = oldest_debt = np.inf
         past_window = 0
-        for actuator in BUILT:
+        for actuator in Actuator:
             held = [book.held(actuator, now) for book in self.books.values()]
             name = actuator.name.lower()
             self.metrics.held_devices.set(sum(h.held for h in held), actuator=name)
@@ -388,6 +391,8 @@ class Shards:
             oldest_hold = min([oldest_hold, *(h.oldest_hold_at for h in held)])
             oldest_debt = min([oldest_debt, *(h.oldest_debt_at for h in held)])
         self.metrics.held_past_window_devices.set(past_window)
+        closed = any(book.switches.releases_only for book in self.books.values())
+        self.metrics.switches.set(float(closed), switch="releases_only")
         self.metrics.oldest_hold_seconds.set(max(now - oldest_hold, 0.0))
         self.metrics.oldest_debt_seconds.set(max(now - oldest_debt, 0.0))
         registered = authorized = 0
@@ -402,7 +407,7 @@ class Shards:
         self.metrics.devices_authorized.set(authorized)
         age = now - consent_at if 0 < consent_at < np.inf else self.seconds_since_takeover
         self.metrics.consent_age_seconds.set(age)
-        self.metrics.commands_in_flight.set(sum(book.in_flight(now) for book in self.books.values()))
+        self.metrics.commands_in_flight.set(sum(book.in_flight(now)[0] for book in self.books.values()))
         self.metrics.last_tick_timestamp_seconds.set(now)
 
     # ------------------------------------------------------------------ telling
@@ -459,51 +464,66 @@ def outcome_rows(book: Book, membership: Membership, telling: Telling) -> list[O
         return [
             OutcomeRow(
                 sn=membership.strangers[i],
-                kind=control.kind,
+                kind=kind,
                 state=State.SKIPPED,
                 reason=Reason.UNKNOWN_TARGET,
                 response_code=int(telling.code[k]),
                 **common,
             )
             for k, i in enumerate(telling.index.tolist())
-            for control in selector.controls
+            for kind in [control.kind for control in selector.controls] or [RELEASE]
         ]
     part = telling.part
-    actuator = part.control.actuator
-    m = part.members[telling.index]
+    told_of = part.members[telling.index]
+    m, actuator = told_of.copy(), np.full(len(told_of), part.actuator, np.uint8)
+    if part.control is None:  # a release: of each device the actuator that stands where the row says
+        for other in membership.parts[1:]:
+            theirs = other.members[telling.index]
+            worst = (theirs["state"] == telling.state) & (m["state"] != telling.state)
+            m[worst], actuator[worst] = theirs[worst], other.actuator
     sent = m["published_at"] > 0
     n = len(m)
     ids = correlation.pack(
         shard=np.full(n, book.shard, np.uint8),
         row=m["row"].astype(np.uint32),
-        actuator=np.full(n, actuator, np.uint8),
+        actuator=actuator,
         generation=m["generation"].astype(np.uint32),
         attempt=m["attempt"],
         digests=m["digest"].tolist(),
     )
-    watts = part.control.kind is not Kind.STANDBY and actuator in (Actuator.EMS, Actuator.EXPORT)
     rows = []
     for k in range(n):
         told = bool(sent[k]) and telling.state[k] != State.PENDING
         rows.append(
             OutcomeRow(
                 sn=book.roster.sns[int(m["row"][k])],
-                kind=part.control.kind,
+                kind=part.control.kind if part.control else RELEASE,
                 state=State(int(telling.state[k])),
                 reason=Reason(int(telling.reason[k])),
                 response_code=int(telling.code[k]),
-                setpoint_w=int(m["second"][k]) if told and watts else None,
+                **(_setpoint(part, m[k]) if told else {}),
                 correlation_id=correlation.text(ids[k].tobytes()) if told else None,
                 attempt=int(m["attempt"][k]) if told else None,
                 published_at=float(m["published_at"][k]) if told else None,
                 result_at=float(m["result_at"][k]) if told and m["result_at"][k] > 0 else None,
-                corrects=int(m["told_sequence"][k]) if membership.closed_at and _was_closed(m[k], membership) else None,
+                corrects=int(told_of["told_sequence"][k]) if membership.closed_at and _was_closed(told_of[k]) else None,
                 **common,
             )
         )
     return rows
 
 
-def _was_closed(member: np.void, membership: Membership) -> bool:
+def _setpoint(part: Part, member: np.void) -> dict[str, Any]:
+    """What the device was told, in the field that belongs to the kind."""
+    if part.control is None or part.control.kind is Kind.STANDBY:
+        return {}
+    if has_watts(part.control):
+        return {"setpoint_w": int(member["second"])}
+    if part.actuator is Actuator.ACTIVE:
+        return {"setpoint_percent": int(member["first"]) / 10}
+    return {"cos_phi": cos_phi_of(int(member["first"]))}
+
+
+def _was_closed(member: np.void) -> bool:
     """Whether the row that was told last was already an outcome of the closed event: then a new one corrects it."""
     return bool(member["told_sequence"]) and bool(member["told_final"])

@@ -16,9 +16,22 @@ from numpy.typing import NDArray
 from vpp_dispatch.domain import correlation
 from vpp_dispatch.domain.account import Counts, Reason, State
 from vpp_dispatch.domain.command import FORCED_ISLANDING, I32, NO_VALUE, U8, Commands, Flags, ResultCode, Results
-from vpp_dispatch.domain.inputs import Cancel, Close, Consent, Progress, RegistryChange, Selector, ShardInput, Telemetry
+from vpp_dispatch.domain.inputs import (
+    Cancel,
+    Close,
+    Consent,
+    Progress,
+    RegistryChange,
+    Selector,
+    ShardInput,
+    SlotResults,
+    Switches,
+    Telemetry,
+)
 from vpp_dispatch.domain.membership import (
     HOLDING,
+    LEFT,
+    LINGERING,
     NO_RELEASE,
     RELEASE_CONFIRMED,
     RELEASE_DUE,
@@ -30,13 +43,13 @@ from vpp_dispatch.domain.membership import (
 )
 from vpp_dispatch.domain.roster import LISTED, PAGE, Catalogue, Policy, Roster, Rows
 from vpp_dispatch.domain.setpoint import Due, QueryResults, Setpoints, SetResults
-from vpp_dispatch.domain.signal import QUERY_BIT, Actuator, Control, Kind
+from vpp_dispatch.domain.signal import QUERY_BIT, Actuator, Kind
 
 Digests = Callable[[Commands], NDArray[np.uint64]]
 """The digests that stand in the ids of commands, as the codec makes them."""
 
-BUILT = (Actuator.EMS, Actuator.EXPORT)
-"""The actuators that this service commands."""
+TIGHTEST = (Actuator.EXPORT, Actuator.ACTIVE)
+"""Actuators of limits: of all that hold the tightest counts, the default included; else the highest priority (R12)."""
 
 NEVER_SAVED = 1 << 62
 """The offset of what did not come through the inbox."""
@@ -90,17 +103,19 @@ class Book:
         self.policy = policy
         self.roster = Roster(catalogue=catalogue, policy=policy)
         self.setpoints = {
-            a: Setpoints(actuator=a, policy=policy, family_default=catalogue.family_default(a)) for a in BUILT
+            a: Setpoints(actuator=a, policy=policy, family_default=catalogue.family_default(a), echoes=catalogue.echoes)
+            for a in Actuator
         }
         self.memberships: dict[tuple[str, int], Membership] = {}
         self.closed: dict[str, tuple[int, float]] = {}  # event -> (revision, forget at)
+        self.switches = Switches()
         self.progress_sequence = 0
         self.outcome_count = 0
         self.now = 0.0
         self.wake_at = 0.0
         self.due_at = 0.0
         self.last_result_at = 0.0
-        self._in_flight = 0
+        self._in_flight = (0, -1)
         self._counted_until = 0.0
         self.folded_to: dict[tuple[Actuator, int], int] = {}  # page -> inbox offset that its saved row holds
         self.head_dirty = False
@@ -121,10 +136,16 @@ class Book:
             match message:
                 case Results():
                     self._results(offset, message, now, effects)
+                case SlotResults():
+                    self._slot_results(offset, message, now, effects)
                 case Selector():
                     self._selector(message, now)
+                case Switches():
+                    if message.number > self.switches.number:
+                        self.switches = message
+                        self.head_dirty = True
                 case Cancel():
-                    self._cancel(message)
+                    self._cancel(message, now)
                 case Close():
                     self._close(message, now)
                 case Consent():
@@ -182,7 +203,7 @@ class Book:
             if key == event and not older.replaced:
                 older.replace(by=selector, now=now)
         membership = Membership(slot=self._slot(event, selector.revision), selector=selector)
-        membership.resolve(*self.roster.members(selector.targets))
+        membership.resolve(self.roster, tuple(self.setpoints))
         self.memberships[event, selector.revision] = membership
         if selector.test:
             self._judge(membership, now)
@@ -199,22 +220,43 @@ class Book:
         """A test is judged once, as if it ran now; it holds nothing (R6)."""
         for part in membership.parts:
             m = part.members
-            reason = self._gate(part, m["row"].astype(np.int64), now)
+            reason = self._gate(part, m, now)
             m["state"] = np.where(reason > 0, State.SKIPPED, State.UNUSED)
             m["reason"] = reason
             m["phase"] = SKIPPED
         membership.started = True
         membership.end()
 
-    def _cancel(self, cancel: Cancel) -> None:
+    def _cancel(self, cancel: Cancel, now: float) -> None:
         membership = self.memberships.get((cancel.event, cancel.revision))
-        if membership is not None and not membership.cancelled and not membership.closed_at:
-            membership.end_at = min(membership.end_at, cancel.at)
-            membership.cancelled = membership.dirty = membership.news = True
-            for (event, revision), older in self.memberships.items():
-                if event == cancel.event and revision < cancel.revision and older.end_at > cancel.at:
-                    older.end_at = cancel.at  # it held until its successor's start, which never comes
-                    older.dirty = True
+        if membership is None or membership.cancelled or membership.closed_at:
+            return
+        for (event, revision), other in self.memberships.items():
+            if event != cancel.event or revision > cancel.revision:
+                continue
+            if cancel.ramp_down_s is not None:
+                other.ramp_down_s = cancel.ramp_down_s
+            # An older revision held until its successor's start, which never comes.
+            if revision == cancel.revision or other.end_at > cancel.at:
+                other.end_at = min(other.end_at, cancel.at)
+            for part in other.parts:
+                m = part.members
+                if cancel.aborted:
+                    self._drop(other, part, np.isin(m["phase"], (WAITING, HOLDING, LINGERING)), now)
+                elif other is not membership:
+                    lingers = m["phase"] == LINGERING
+                    m["leaves_at"][lingers] = np.minimum(m["leaves_at"], other.released_at(m))[lingers]
+            other.dirty = other.news = True
+        membership.cancelled = not cancel.aborted
+
+    def _drop(self, membership: Membership, part: Part, mask: Flags, now: float) -> None:
+        """Members whose hold is taken from their event before its end (R15, R36)."""
+        m = part.members
+        self._observe(membership, part, now, last=True)
+        membership.leave(part, np.flatnonzero(mask & (m["phase"] == LINGERING)))
+        membership.leave(part, np.flatnonzero(mask & (m["phase"] == HOLDING)), State.REJECTED, Reason.RELEASED)
+        membership.leave(part, np.flatnonzero(mask & (m["phase"] == WAITING)), State.UNUSED)
+        membership.leave(part, np.flatnonzero(mask & (m["phase"] == SKIPPED)))
 
     def _close(self, close: Close, now: float) -> None:
         membership = self.memberships.get((close.event, close.revision))
@@ -225,6 +267,9 @@ class Book:
         if not membership.ended:
             membership.end_at = min(membership.end_at, now)
             membership.end()
+        if membership.release:
+            for part in membership.parts:
+                part.members["live"] = False
         membership.closed_at = close.at
         membership.dirty = membership.news = True
 
@@ -232,7 +277,9 @@ class Book:
         shard, row, kind, generation, attempt = correlation.unpack(results.ids)
         rows = row.astype(np.int64)
         actuators = kind & (QUERY_BIT - 1)
-        known = (shard == self.shard) & (rows < len(self.roster)) & np.isin(actuators, BUILT) & (generation > 0)
+        known = (
+            (shard == self.shard) & (rows < len(self.roster)) & np.isin(actuators, tuple(Actuator)) & (generation > 0)
+        )
         if not known.all():
             effects.orphans.append(offset)
             effects.orphan_results += int((~known).sum())
@@ -282,11 +329,63 @@ class Book:
                     now,
                 )
 
+    def _slot_results(self, offset: int, results: SlotResults, now: float, effects: Effects) -> None:
+        """Results without an id: each answers what was asked last of its device on its topics (R26).
+
+        A release is published beside an unanswered setpoint, so no result can confirm it; queries do.
+        """
+        rows = np.array([self.roster.row_of.get(sn, -1) for sn in results.sn], np.int64)
+        n = len(rows)
+        kind, generation = np.zeros(n, np.uint8), np.zeros(n, np.uint32)
+        attempt, digests = np.zeros(n, np.uint8), np.zeros(n, np.uint64)
+        ignored = np.zeros(n, bool)
+        for actuator, setpoints in self.setpoints.items():
+            c = setpoints.columns[rows]
+            read = (results.actuator == (actuator | QUERY_BIT)) & (rows >= 0)
+            kind[read], generation[read] = actuator | QUERY_BIT, c["query"][read]
+            mine = (results.actuator == 0) & (results.single == self.catalogue.is_single(actuator)) & (rows >= 0)
+            mine &= (kind == 0) & c["open"]
+            ignored |= mine & ~c["held"]
+            mine &= c["held"]
+            kind[mine], generation[mine] = actuator, c["published"][mine]
+            attempt[mine], digests[mine] = c["attempt"][mine], c["digest"][mine]
+            ignored[mine] = False
+        spoken = ignored & (kind == 0) & (rows >= 0)
+        self.roster.answered(rows[spoken], results.code[spoken], results.at[spoken])
+        keep = ~spoken
+        ids = correlation.pack(
+            shard=np.full(n, self.shard, np.uint8),
+            row=np.maximum(rows, 0).astype(np.uint32),
+            actuator=kind,
+            generation=generation,
+            attempt=attempt,
+            digests=digests.tolist(),
+        )
+        named = Results(
+            ids=ids[keep],
+            code=results.code[keep],
+            accepted=results.accepted[keep],
+            first=results.first[keep],
+            second=results.second[keep],
+            at=results.at[keep],
+        )
+        if len(named):
+            self._results(offset, named, now, effects)
+
     def _query_results(self, setpoints: Setpoints, results: QueryResults, now: float) -> None:
         self.roster.answered(results.row, results.code, results.at)
-        confirmed, refused = setpoints.fold_queries(results, now)
+        confirmed, refused, opted_out = setpoints.fold_queries(results, now)
         self._releases(setpoints, confirmed, RELEASE_CONFIRMED)
         self._releases(setpoints, refused, RELEASE_REFUSED)
+        if len(opted_out):
+            for membership in self.memberships.values():
+                for part in membership.parts:
+                    if part.actuator is setpoints.actuator and not membership.release:
+                        m = part.members
+                        mine = np.isin(m["row"], opted_out) & np.isin(m["phase"], (HOLDING, LINGERING))
+                        if mine.any():
+                            self._observe(membership, part, now)
+                            membership.leave(part, np.flatnonzero(mine), State.REJECTED, Reason.OPTED_OUT)
 
     def _recall(self, setpoints: Setpoints, results: SetResults) -> None:
         """A result proves its publish, also where the worker died before a checkpoint recorded it, if its id has the
@@ -316,7 +415,7 @@ class Book:
             return
         for membership in self.memberships.values():
             for part in membership.parts:
-                if not membership.ended and part.control.actuator is setpoints.actuator:
+                if not membership.ended and part.actuator is setpoints.actuator:
                     self._observe(membership, part, now)
                     part.members["live"][np.isin(part.members["row"], ahead)] = False
                     membership.dirty = True
@@ -386,7 +485,7 @@ class Book:
             if membership is None:
                 continue
             for part in membership.parts:
-                if part.control.actuator is setpoints.actuator:
+                if part.actuator is setpoints.actuator:
                     m = part.members
                     index = np.flatnonzero(np.isin(m["row"], owned) & (m["release"] != NO_RELEASE))
                     m["release"][index] = outcome
@@ -396,24 +495,22 @@ class Book:
 
     def _reconcile(self, now: float) -> None:
         for membership in self.memberships.values():
-            if not membership.ended:
-                for part in membership.parts:
-                    self._observe(membership, part, now)
+            for part in membership.parts:
+                self._observe(membership, part, now, last=membership.ended and not membership.release)
         for membership in list(self.memberships.values()):
             self._advance(membership, now)
         for setpoints in self.setpoints.values():
             self._compose(setpoints, now)
         for membership in self.memberships.values():
-            if not membership.ended:
-                for part in membership.parts:
-                    self._observe(membership, part, now)
+            for part in membership.parts:
+                self._observe(membership, part, now, last=membership.ended and not membership.release)
         self._want_defaults(now)
         self._forget(now)
         self.due_at = 0.0
         self.wake_at = self._next_wake(now)
 
     def _observe(self, membership: Membership, part: Part, now: float, *, last: bool = False) -> None:
-        membership.observe(part, self.setpoints[part.control.actuator], now, last=last)
+        membership.observe(part, self.setpoints[part.actuator], now, last=last)
 
     def _advance(self, membership: Membership, now: float) -> None:
         """Starts, gates and ends one event."""
@@ -423,16 +520,97 @@ class Book:
         selector = membership.selector
         if not membership.started and selector.start_at <= now:
             # A window that was missed altogether too: who was told of it by a worker that died is a member still.
-            membership.resolve(*self.roster.members(selector.targets))
-            membership.started = now < membership.end_at
+            membership.resolve(self.roster, tuple(self.setpoints))
+            membership.started = membership.release or now < membership.end_at
+        if membership.release:
+            self._release(membership, now)
+            return
         if now >= membership.end_at:
             for part in membership.parts:
                 self._observe(membership, part, now, last=True)
             membership.end()
+            heir = self._heir(membership)
+            if heir is not None and heir is not membership and not heir.cancelled:
+                self._wait_for(membership, heir)
             return
         if membership.started:
             for part in membership.parts:
                 self._admit(membership, part, now)
+
+    def _wait_for(self, membership: Membership, heir: Membership) -> None:
+        """What a replaced revision holds goes on until the new one has decided, device by device (R13, R14)."""
+        for part in membership.parts:
+            for successor in heir.parts:
+                if successor.actuator is part.actuator and len(successor.members):
+                    m, theirs = part.members, successor.members
+                    at = np.minimum(np.searchsorted(theirs["row"], m["row"]), len(theirs) - 1)
+                    both = (theirs["row"][at] == m["row"]) & (m["phase"] == LINGERING)
+                    m["leaves_at"][both] = heir.starts_at(theirs)[at][both]
+
+    def _release(self, membership: Membership, now: float) -> None:
+        """A release signal: device by device the source's holds are given up; `_assert` does the rest (R15)."""
+        for part in membership.parts:
+            m = part.members
+            turn = (m["phase"] == WAITING) & (membership.starts_at(m) <= now)
+            if not turn.any():
+                continue
+            rows = m["row"][turn]
+            for other in self.memberships.values():
+                active = other.started and not other.closed_at and not other.release
+                if active and other.selector.source == membership.selector.source:
+                    for theirs in other.parts:
+                        if theirs.actuator is part.actuator:
+                            mask = np.isin(theirs.members["row"], rows) & (theirs.members["phase"] != LEFT)
+                            if mask.any():
+                                self._drop(other, theirs, mask, now)
+            m["phase"][turn] = HOLDING  # until `_assert`
+            membership.dirty = membership.news = True
+        if membership.parts and not any((part.members["phase"] == WAITING).any() for part in membership.parts):
+            membership.end()
+
+    def _assert(self, setpoints: Setpoints, before: NDArray[np.uint32]) -> None:
+        """What release signals drop is asserted, even where it is believed to be set (R15).
+
+        `before`: the generations before the composition. Devices without both keys get back only what may be ours.
+        """
+        c = setpoints.columns
+        known, _, _ = setpoints.default()
+        for membership in self.memberships.values():
+            for part in membership.parts if membership.release else ():
+                m = part.members
+                if part.actuator is not setpoints.actuator or not (m["phase"] == HOLDING).any():
+                    continue
+                index = np.flatnonzero(m["phase"] == HOLDING)
+                rows = m["row"][index].astype(np.int64)
+                registered, consenting = self.roster.allowed(rows, self.now)
+                ours = c["armed"][rows]
+                free = ~ours & known[rows] & self.roster.ability["supports"][rows, part.actuator]
+                asserted = ours | (free & registered & consenting)
+                renew = rows[asserted & (c["generation"][rows] == before[rows])]
+                owes = index[asserted & ~ours]
+                c["owner"][m["row"][owes]] = membership.slot
+                m["release"][owes] = RELEASE_DUE
+                if len(renew):
+                    setpoints.reassert(renew)
+                m["phase"][index] = LEFT
+                m["live"][index[asserted]] = True
+                idle = index[~asserted]
+                m["state"][idle] = State.UNUSED
+                why = np.where(registered & consenting, Reason.DEFAULT_UNKNOWN, Reason.CONSENT_MISSING)
+                m["reason"][idle] = np.where(registered, why, Reason.NOT_REGISTERED)[~asserted]
+                membership.dirty = membership.news = True
+                if part is membership.parts[-1]:
+                    self._nothing_to_release(membership)
+
+    @staticmethod
+    def _nothing_to_release(membership: Membership) -> None:
+        """Devices of which no actuator can be asserted are skipped, and say why; `unused` needs no reason."""
+        done = np.all([part.members["phase"] == LEFT for part in membership.parts], axis=0)
+        none = done & np.all([part.members["state"] == State.UNUSED for part in membership.parts], axis=0)
+        for part in membership.parts:
+            m = part.members
+            m["state"][none] = State.SKIPPED
+            m["reason"][(m["state"] == State.UNUSED)] = 0
 
     def _admit(self, membership: Membership, part: Part, now: float) -> None:
         """Takes members in, and lets those go who lost a key (R16, R18)."""
@@ -444,12 +622,13 @@ class Book:
                 membership.leave(part, index[~registered], State.REJECTED, Reason.REMOVED)
                 membership.leave(part, index[registered & ~consenting], State.REJECTED, Reason.CONSENT_WITHDRAWN)
         # A hold without a default cannot be: the setpoints' row is of another epoch than the event's. It enters anew.
-        known, _, _ = self.setpoints[part.control.actuator].default()
+        known, _, _ = self.setpoints[part.actuator].default()
         m["phase"][(m["phase"] == HOLDING) & ~known[m["row"]]] = WAITING
-        index = np.flatnonzero((m["phase"] == WAITING) | (m["phase"] == SKIPPED))
+        candidates = ((m["phase"] == WAITING) | (m["phase"] == SKIPPED)) & (membership.starts_at(m) <= now)
+        index = np.flatnonzero(candidates)
         if not len(index):
             return
-        reason = self._gate(part, m["row"][index].astype(np.int64), now)
+        reason = self._gate(part, m[index], now)
         enters, stays = index[reason == 0], index[reason > 0]
         if len(enters):
             m["phase"][enters] = HOLDING
@@ -463,9 +642,10 @@ class Book:
         m["state"][stays] = State.SKIPPED
         m["reason"][stays] = why
 
-    def _gate(self, part: Part, rows: Rows, now: float) -> U8:
-        control = part.control
-        reason = self.roster.gate(rows, control, now)
+    def _gate(self, part: Part, members: np.ndarray, now: float) -> U8:
+        control, rows = part.control, members["row"].astype(np.int64)
+        assert control is not None
+        reason = self.roster.gate(rows, control, members["asked"], now)
         known, _, _ = self.setpoints[control.actuator].default()
         reason[(reason == 0) & ~known[rows]] = Reason.DEFAULT_UNKNOWN
         return reason
@@ -477,13 +657,15 @@ class Book:
             (
                 (membership, part)
                 for membership in self.memberships.values()
-                if not membership.ended
+                if not membership.release and (not membership.ended or membership.lingers)
                 for part in membership.parts
-                if part.control.actuator is actuator
+                if part.actuator is actuator
             ),
             key=lambda pair: pair[0].primacy,
         )
+        self._let_go(setpoints, holders, now)
         n = len(setpoints.columns)
+        before = setpoints.columns["generation"].copy()
         held = np.zeros(n, bool)
         first = np.zeros(n, np.int32)
         second = np.zeros(n, np.int32)
@@ -491,22 +673,34 @@ class Book:
         end_at = np.zeros(n)
         priority = np.zeros(n, np.uint8)
         for membership, part in holders:
-            rows = part.members["row"][part.members["phase"] == HOLDING].astype(np.int64)
-            mode, watts = self._pair(part.control)
-            wins = rows  # the strongest, which comes last, or the tightest of all that hold (R12)
+            members = part.members[np.isin(part.members["phase"], (HOLDING, LINGERING))]
+            rows = members["row"].astype(np.int64)
+            one, two = self._pair(part, members["asked"])
+            wins = np.ones(len(rows), bool)  # the strongest, which comes last, or the tightest of all that hold (R12)
             if actuator is Actuator.EXPORT:
-                wins = rows[~held[rows] | (watts <= second[rows])]
+                wins = ~held[rows] | (two <= second[rows])
+            elif actuator is Actuator.ACTIVE:
+                wins = ~held[rows] | (one <= first[rows])
             held[rows] = True
-            first[wins], second[wins], owner[wins] = mode, watts, membership.slot
-            end_at[wins], priority[wins] = membership.end_at, membership.selector.priority
-        if actuator is Actuator.EXPORT:
-            known, limited, limit = setpoints.default()
-            second = np.where(held & known & (limited == 1), np.minimum(second, limit), second)
-            second = self._in_steps(np.arange(n), second)
+            won = rows[wins]
+            first[won], second[won], owner[won] = one[wins], two[wins], membership.slot
+            end_at[won], priority[won] = membership.end_at, membership.selector.priority
+        if actuator in TIGHTEST:
+            known, default_first, default_second = setpoints.default()
+            if actuator is Actuator.EXPORT:
+                limited = held & known & (default_first == 1)
+                second = np.where(limited, np.minimum(second, default_second), second)
+                second = self._in_steps(np.arange(n), second)
+            else:
+                first = np.where(held & known, np.minimum(first, default_first), first)
         for membership, part in holders:
             m = part.members
-            holding = m["phase"] == HOLDING
-            live = holding if actuator is Actuator.EXPORT else holding & (owner[m["row"]] == membership.slot)
+            mine = owner[m["row"]] == membership.slot
+            gone = (m["phase"] == LINGERING) & ~mine  # somebody else holds it now
+            if gone.any():
+                membership.leave(part, np.flatnonzero(gone))
+            holding = np.isin(m["phase"], (HOLDING, LINGERING))
+            live = holding if actuator in TIGHTEST else holding & mine
             if (live != m["live"]).any():
                 if (m["live"] & ~live).any():
                     self._observe(membership, part, now, last=True)
@@ -520,13 +714,14 @@ class Book:
             if heir is not None:
                 setpoints.columns["owner"][rows] = heir.slot
                 for part in heir.parts:
-                    if part.control.actuator is actuator:
+                    if part.actuator is actuator:
                         part.members["release"][np.isin(part.members["row"], rows)] = RELEASE_DUE
                 heir.dirty = heir.news = True
+        self._assert(setpoints, before)
         for membership in self.memberships.values():
             for part in membership.parts:
                 m = part.members
-                if part.control.actuator is actuator and (m["release"] == RELEASE_DUE).any():
+                if part.actuator is actuator and (m["release"] == RELEASE_DUE).any():
                     taken = (m["release"] == RELEASE_DUE) & held[m["row"]]
                     if taken.any():  # somebody else holds it now, and owes the release (R34)
                         m["release"][taken] = NO_RELEASE
@@ -537,10 +732,39 @@ class Book:
                         m["release"][paid] = np.where(refused, RELEASE_REFUSED, RELEASE_CONFIRMED)[paid]
                         membership.dirty = membership.news = True
 
-    def _pair(self, control: Control) -> tuple[int, int]:
+    def _let_go(self, setpoints: Setpoints, holders: Sequence[tuple[Membership, Part]], now: float) -> None:
+        """Lingering members whose turn has come leave, unless a successor that has begun will hold the device (R14).
+
+        They stand only for what the device was told: after the window nothing is published for them any more (R28).
+        """
+        if not any(membership.ended for membership, _ in holders):
+            return
+        c = setpoints.columns
+        expected = np.zeros(len(c), bool)
+        for membership, part in holders:
+            if membership.started and not membership.ended:
+                expected[part.members["row"][part.members["phase"] == WAITING]] = True
+        told = c["held"] & (c["published"] == c["generation"])
+        for membership, part in holders:
+            m = part.members
+            rows = m["row"].astype(np.int64)
+            registered, consenting = self.roster.allowed(rows, now)
+            stays = ((m["leaves_at"] > now) | expected[rows]) & told[rows] & registered & consenting
+            over = (m["phase"] == LINGERING) & ~stays
+            if over.any():
+                self._observe(membership, part, now, last=True)
+                membership.leave(part, np.flatnonzero(over))
+
+    def _pair(self, part: Part, asked: I32) -> tuple[I32, I32]:
+        """The pairs (see `domain.command`) that a control asks for."""
+        control = part.control
+        assert control is not None
         if control.actuator is Actuator.EXPORT:
-            return 1, control.each_w or 0
-        return self.catalogue.mode_of(control.kind), 0 if control.kind is Kind.STANDBY else control.each_w or 0
+            return np.ones_like(asked), asked
+        if control.actuator is Actuator.EMS:
+            watts = np.zeros_like(asked) if control.kind is Kind.STANDBY else asked
+            return np.full_like(asked, self.catalogue.mode_of(control.kind)), watts
+        return asked, np.zeros_like(asked)
 
     def _want_defaults(self, now: float) -> None:
         """Defaults are read when an event is accepted, before its start (R37)."""
@@ -549,22 +773,22 @@ class Book:
         for setpoints in self.setpoints.values():
             setpoints.wanted[:] = False
             setpoints.wanted_priority[:] = 255
-        for membership in self.memberships.values():
-            if membership.ended or membership.selector.test:
+            setpoints.wanted_by[:] = 0
+        for membership in sorted(self.memberships.values(), key=lambda m: m.primacy):
+            if membership.ended or membership.selector.test or membership.release:
                 continue
             for part in membership.parts:
-                setpoints = self.setpoints[part.control.actuator]
+                setpoints = self.setpoints[part.actuator]
                 rows = part.members["row"]
                 setpoints.wanted[rows] = True
-                setpoints.wanted_priority[rows] = np.minimum(
-                    setpoints.wanted_priority[rows], membership.selector.priority
-                )
+                setpoints.wanted_priority[rows] = membership.selector.priority
+                setpoints.wanted_by[rows] = membership.slot
         for setpoints in self.setpoints.values():
             setpoints.wanted &= setpoints.unread(now)
 
     def _forget(self, now: float) -> None:
         for key, membership in list(self.memberships.items()):
-            over = membership.replaced and membership.ended
+            over = membership.replaced and membership.ended and not membership.lingers
             if over or (membership.closed_at and now - membership.closed_at > KEEP_CLOSED_S):
                 event, revision = key
                 if not membership.replaced:
@@ -588,6 +812,10 @@ class Book:
                     times.append(now + 5.0)  # facts grow old without telling
             for part in membership.parts:
                 m = part.members
+                ramps = membership.starts_at(m)[m["phase"] == WAITING] if membership.started else np.zeros(0)
+                for turns in (ramps, m["leaves_at"][m["phase"] == LINGERING]):
+                    if (turns > now).any():
+                        times.append(float(turns[turns > now].min()))
                 open_ = m["published_at"][np.isin(m["state"], (State.PUBLISHED, State.ACCEPTED)) & ~m["live"]]
                 late_at = open_ + self.policy.result_timeout_s
                 if (late_at > now).any():
@@ -615,15 +843,29 @@ class Book:
         told = (facts["refused_offline_at"] > 0) & (now - facts["refused_offline_at"] <= self.policy.retry_backoff_s)
         fresh = (facts["at"] > 0) & (now - facts["at"] <= self.policy.telemetry_max_age_s)
         reachable = ~((fresh & ~facts["online"]) | told)
-        found = []
+        found: list[tuple[Actuator, Due]] = []
         for actuator, setpoints in self.setpoints.items():
             reading = allowed & reachable & self.roster.ability["supports"][:, actuator]
-            due = setpoints.due(now=now, allowed=allowed, reading=reading)
+            blocked = None if self.catalogue.echoes else self._blocked(actuator, now, found)
+            due = setpoints.due(now=now, allowed=allowed, reading=reading, blocked=blocked)
             if len(due.row):
                 found.append((actuator, due))
         if not found:
             self.due_at = min(setpoints.wake_at(now) for setpoints in self.setpoints.values())
         return found
+
+    def _blocked(self, actuator: Actuator, now: float, found: Sequence[tuple[Actuator, Due]]) -> Flags:
+        """Rows where no setpoint may go: without an echoed id one has to be answered before the next on its topic, or
+        nobody could tell whose answer it is (R26). `found`: what is to go before it."""
+        blocked = np.zeros(len(self.roster.columns), bool)
+        alike = self.catalogue.is_single(actuator)
+        for other, setpoints in self.setpoints.items():
+            if self.catalogue.is_single(other) == alike:
+                blocked |= setpoints.unanswered(now)
+        for other, due in found:
+            if self.catalogue.is_single(other) == alike:
+                blocked[due.row[~due.query]] = True
+        return blocked
 
     def owes_release(self) -> bool:
         """Whether a device stands without a hold and unconfirmed (R19)."""
@@ -707,10 +949,14 @@ class Book:
         )
         self.step([(NEVER_SAVED, results)], now)
 
-    def in_flight(self, now: float) -> int:
-        """Commands that wait for an answer (R40); counted anew when something was folded or published, or timed out."""
+    def in_flight(self, now: float) -> tuple[int, int]:
+        """How many commands wait for an answer, and the highest rank of them (R40).
+
+        Counted anew when something was folded or published, or timed out.
+        """
         if now >= self._counted_until:
-            self._in_flight = sum(setpoints.in_flight(now) for setpoints in self.setpoints.values())
+            counted = [setpoints.in_flight(now) for setpoints in self.setpoints.values()]
+            self._in_flight = sum(n for n, _ in counted), max(weakest for _, weakest in counted)
             self._counted_until = now + COUNTED_FOR_S
         return self._in_flight
 
@@ -718,11 +964,17 @@ class Book:
         """What the shard's devices hold and owe."""
         c = self.setpoints[actuator].columns
         held, debt = c["held"], c["armed"] & ~c["held"]
+        late = held & (c["end_at"] < now)
+        for membership in self.memberships.values():
+            for part in membership.parts if membership.ended else ():
+                if part.actuator is actuator:  # these only wait for their turn (R14)
+                    m = part.members
+                    late[m["row"][(m["phase"] == LINGERING) & (m["leaves_at"] > now)]] = False
         return Held(
             held=int(held.sum()),
             debts=int(debt.sum()),
             refused=int((debt & c["refused"]).sum()),
-            past_window=int((held & (c["end_at"] < now)).sum()),
+            past_window=int(late.sum()),
             oldest_hold_at=float(c["since"][held].min(initial=np.inf)),
             oldest_debt_at=float(c["since"][debt].min(initial=np.inf)),
         )

@@ -4,7 +4,8 @@
         |                      |                  ^ response 2 on the way to active, 3, 7, 8 or 10 to closed
         '------- cancel -------'------------------'   responses 1 and 6
 
-    a test begins in `ending`; a new revision begins in `scheduled` again, wherever the old one stood
+    a test and a release begin in `ending`; a new revision begins in `scheduled` again, wherever the old one stood; an
+    abort ends as a cancel does, but by us: 8 or 10, `aborted`
 
 No I/O and no clock: `now` comes in, and what has to happen stands in the event until the coordinator has done it.
 Times are epoch seconds.
@@ -21,8 +22,9 @@ from vpp_dispatch.domain.account import Counts, State
 from vpp_dispatch.domain.answer import EventState
 from vpp_dispatch.domain.device import SHARDS, shard_of
 from vpp_dispatch.domain.inputs import Progress, Selector
+from vpp_dispatch.domain.membership import has_watts
 from vpp_dispatch.domain.report import fold
-from vpp_dispatch.domain.signal import Action, Actuator, Form, Kind, Signal, Targets
+from vpp_dispatch.domain.signal import Action, Form, Signal, Targets
 
 KEEP_S = 7 * 86_400.0
 """How long an event is known after its end."""
@@ -103,13 +105,7 @@ def _granted(signal: Signal, grant: Grant | None) -> bool:
 
 
 def _built(signal: Signal) -> bool:
-    if signal.action is Action.RELEASE or signal.ramp_up_s or signal.ramp_down_s:
-        return False
-    return all(
-        control.actuator in (Actuator.EMS, Actuator.EXPORT)
-        and control.form is (Form.NONE if control.kind is Kind.STANDBY else Form.EACH_W)
-        for control in signal.controls
-    )
+    return all(control.form is not Form.TOTAL_W for control in signal.controls)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -142,8 +138,9 @@ class Answer:
 class Run:
     """The dispatch revision that counts: its settled window, where it stands, and which shard messages are out.
 
-    `expected` are the shards addressed. `watts`: a control has watts. `closing_at`: when the shards were asked to
-    close; the `_sent` say that all of them have acknowledged the message.
+    `expected` are the shards addressed. `watts`: a control has watts. `ramp_down_s`: the cancellation's once it has
+    named one. `cancelled_at`: also of an abort, which `aborted` tells. `closing_at`: when the shards were asked to close;
+    the `_sent` say that all of them have acknowledged the message.
     """
 
     revision: int
@@ -159,13 +156,17 @@ class Run:
     cancel_sent: bool = False
     closing_at: float | None = None
     close_sent: bool = False
+    release: bool = False
+    ramp_down_s: int = 0
+    aborted: bool = False
 
     @property
     def over_at(self) -> float:
         """When it holds nothing any more and only waits for its devices."""
         if self.test:
             return self.accepted_at
-        return self.end_at if self.cancelled_at is None else min(self.end_at, self.cancelled_at)
+        end_at = self.end_at if self.cancelled_at is None else min(self.end_at, self.cancelled_at)
+        return end_at + (0 if self.aborted else self.ramp_down_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,6 +263,8 @@ class Event:
         dispatch = signal.action is Action.DISPATCH
         start_at = at if signal.start_at is None else signal.start_at
         end_at = start_at + longest_s if signal.end_at is None else signal.end_at
+        if signal.action is Action.RELEASE:
+            start_at = end_at = at
         code, reasons = 0, objections
         if dispatch and self.cancellation:
             code, reasons = INVALID, ("cancelled",)  # also one that is older: the event must never start
@@ -273,6 +276,8 @@ class Event:
             code, reasons = EXPIRED, ("ended",)
         elif dispatch and end_at - start_at > longest_s:
             code, reasons = INVALID, ("longest_event",)
+        elif dispatch and signal.ramp_up_s > end_at - start_at:
+            code, reasons = INVALID, ("ramp_up",)  # some devices would never start
         elif objections:
             code = NOT_APPLICABLE
         elif signal.action is Action.CANCEL and self._finished(now):
@@ -285,10 +290,10 @@ class Event:
             self._refuse(answer, code, max(at, now) if code == EXPIRED else at, reasons)
             return Verdict.REFUSED
         self._accept(answer, at)
-        if dispatch:
-            self._begin(signal, at, start_at, end_at)
+        if signal.action is Action.CANCEL:
+            self._cancel(answer, signal, at)
         else:
-            self._cancel(answer, at)
+            self._begin(signal, at, start_at, end_at)
         return Verdict.ACCEPTED
 
     def refuse_unread(
@@ -370,21 +375,38 @@ class Event:
             end_at=end_at,
             expected=tuple(sorted(expected)),
             test=signal.test,
-            watts=any(control.kind is not Kind.STANDBY for control in signal.controls),
-            state="ending" if signal.test else "scheduled",
+            watts=any(has_watts(control) for control in signal.controls),
+            state="ending" if signal.test or signal.action is Action.RELEASE else "scheduled",
+            release=signal.action is Action.RELEASE,
+            ramp_down_s=signal.ramp_down_s,
         )
         self.told.clear()
         self.dirty_counts = False
         self.report_due = False
         self.keep_until = max(self.keep_until, end_at + KEEP_S)
         self._reply(self.answers[signal.revision], RECEIVED, at)
+        if self.run.release:
+            self._reply(self.answers[signal.revision], STARTED, at)
 
-    def _cancel(self, answer: Answer, at: float) -> None:
+    def abort(self, at: float) -> bool:
+        """Ends the event from our side (R36); returns whether there was anything to end. `at` epoch seconds."""
+        run = self.run
+        if run is None or run.state not in ("scheduled", "active"):
+            return False
+        run.cancelled_at = at
+        run.aborted = True
+        run.state = "ending"
+        self.report_due = self.dirty = True
+        return True
+
+    def _cancel(self, answer: Answer, signal: Signal, at: float) -> None:
         self.cancellation = answer.revision
         self._reply(answer, RECEIVED, at)
         self._reply(answer, CANCELLED, at)
         if self.run is not None:
             self.run.cancelled_at = at
+            if signal.names_ramp_down:
+                self.run.ramp_down_s = signal.ramp_down_s
             self.run.state = "ending"
             self.report_due = True
 
@@ -429,8 +451,9 @@ class Event:
             happened.append("closing")
         if run.state == "ending" and self._is_closed(run, now) and now >= self.reported_at + REPORT_EVERY_S:
             run.state = "closed"
-            if run.cancelled_at is None:
-                self._reply(self.answers[run.revision], outcome_code(fold(self.counts.values()), run.test), now)
+            if run.cancelled_at is None or run.aborted:
+                code = outcome_code(fold(self.counts.values()), test=run.test, release=run.release)
+                self._reply(self.answers[run.revision], code, now, ("aborted",) if run.aborted else ())
             happened.append("closed")
         if happened:
             self.dirty = True
@@ -456,8 +479,8 @@ class Event:
         return closed or now >= run.closing_at + CLOSE_WAIT_S
 
 
-def outcome_code(total: Counts, test: bool) -> int:
-    """The final response of an event whose counts add up to `total` (R33): 3, 7, 8 or 10.
+def outcome_code(total: Counts, *, test: bool = False, release: bool = False) -> int:
+    """The final response of an event whose counts add up to `total` (R33): 3, 7, 8 or 10; of a release 3 or 8.
 
     A test completed if a device could have taken part.
     """
@@ -467,9 +490,9 @@ def outcome_code(total: Counts, test: bool) -> int:
     if total.held_at_end and not total.won_at_end:
         return SUPERSEDED
     done = total.states[State.APPLIED] + total.states[State.VERIFIED]
-    if not done:
+    if not done and not release:
         return NO_PARTICIPATION
-    return COMPLETED if done == targeted else PARTIALLY
+    return COMPLETED if done == targeted and done else PARTIALLY
 
 
 def addressed(targets: Targets) -> tuple[int, ...]:
@@ -506,4 +529,7 @@ def _selector(signal: Signal, run: Run, targets: Targets, devices: tuple[str, ..
         ),
         controls=signal.controls,
         test=signal.test,
+        ramp_up_s=signal.ramp_up_s,
+        ramp_down_s=signal.ramp_down_s,
+        release=run.release,
     )

@@ -18,7 +18,8 @@ class Selector:
     """A revision of a dispatch event for one shard: the shard finds its members itself.
 
     `start_at` and `end_at` are settled (never None); `accepted_at` is when the coordinator accepted the revision;
-    `targets.devices` names only devices of the addressed shard. `test` is judged once, on receipt (R6).
+    `targets.devices` names only devices of the addressed shard. `test` is judged once, on receipt (R6). Starts and
+    releases are staggered over the ramps (R14). `release`: no dispatch but a release signal (R15); it has no controls.
     """
 
     event: str
@@ -33,6 +34,9 @@ class Selector:
     targets: Targets
     controls: tuple[Control, ...]
     test: bool = False
+    ramp_up_s: int = 0
+    ramp_down_s: int = 0
+    release: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

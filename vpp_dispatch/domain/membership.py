@@ -2,23 +2,30 @@
 
 A member holds its control's actuator, or is skipped for a reason, or has left. What it shows is the state of the
 setpoint while it stands behind it, and what that was when it no longer does (R24).
+
+    waiting --its start--> holding --window over--> lingering --its release is due, or somebody else holds--> left
+       '--no key, not fit--> skipped --the fact changes--^
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from vpp_dispatch.domain.account import LATENCY_BUCKETS_S, Counts, Latency, Reason, State
-from vpp_dispatch.domain.command import F64, U8, Flags, ResultCode
+from vpp_dispatch.domain.command import F64, NO_VALUE, U8, Flags, ResultCode
 from vpp_dispatch.domain.inputs import Selector
-from vpp_dispatch.domain.roster import Rows
+from vpp_dispatch.domain.roster import Roster, Rows
 from vpp_dispatch.domain.setpoint import REASON_OF_CODE, Setpoints, SetResults, repeats
 from vpp_dispatch.domain.signal import Actuator, Control, Kind
 
-WAITING, HOLDING, SKIPPED, LEFT = 0, 1, 2, 3
-"""Phases of a member."""
+_MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9)
+
+WAITING, HOLDING, SKIPPED, LEFT, LINGERING = 0, 1, 2, 3, 4
+"""Phases of a member. Lingering: the window is over, and the device waits, as it was set, for its turn (R14)."""
 
 NO_RELEASE, RELEASE_DUE, RELEASE_CONFIRMED, RELEASE_REFUSED = 0, 1, 2, 3
 """What became of the release that this event owes; it is owed by the last event that held (R34)."""
@@ -44,6 +51,9 @@ MEMBER = np.dtype(
         ("told_reason", "u1"),
         ("told_code", "u1"),
         ("told_final", "?"),  # it was told as the outcome, at the close or after it
+        ("asked", "<i4"),  # what the control asks of it, see `Roster.asked`
+        ("draw", "<u2"),  # its place in a ramp, in 1/65536 of it
+        ("leaves_at", "<f8"),  # when a lingering member is released
     ]
 )
 
@@ -76,10 +86,12 @@ NOT_APPLICABLE, STARTED, COMPLETED, RECEIVED, CANCELLED, SUPERSEDED, PARTIALLY =
 class Part:
     """One control of the event and its members; `members` has dtype MEMBER, rows ascending.
 
-    `waits`: a member was accepted by GoodWe so lately that its answer may still come.
+    A release has no controls, and one part per actuator. `waits`: a member was accepted by GoodWe so lately that its
+    answer may still come.
     """
 
-    control: Control
+    actuator: Actuator
+    control: Control | None
     members: np.ndarray
     waits: bool = False
 
@@ -105,6 +117,7 @@ class Membership:
         self.slot = slot
         self.selector = selector
         self.end_at = selector.end_at
+        self.ramp_down_s = selector.ramp_down_s
         self.started = False
         self.ended = False
         self.cancelled = False
@@ -141,14 +154,27 @@ class Membership:
         s = self.selector
         return (-s.priority, s.created_at, s.event_id)
 
-    def resolve(self, rows: Rows, strangers: list[str]) -> None:
-        """Sets the members; before the start this may be done again."""
+    @property
+    def release(self) -> bool:
+        """A release signal, not a dispatch (R15)."""
+        return self.selector.release
+
+    def resolve(self, roster: Roster, actuators: Sequence[Actuator]) -> None:
+        """Sets the members; before the start this may be done again. `actuators`: those that a release acts on."""
+        rows, strangers = roster.members(self.selector.targets)
+        seed = hashlib.blake2b(self.selector.event.encode(), digest_size=8).digest()
+        draw = (roster.ability["draw"][rows] ^ np.uint64(int.from_bytes(seed))) * np.uint64(_MIX[0])
+        draw = (draw ^ draw >> np.uint64(32)) * np.uint64(_MIX[1])
+        controls: list[tuple[Actuator, Control | None]] = [(c.actuator, c) for c in self.selector.controls]
         self.parts = []
-        for control in self.selector.controls:
+        for actuator, control in [(a, None) for a in actuators] if self.release else controls:
             members = np.zeros(len(rows), MEMBER)
             members["row"] = rows
             members["state"] = State.PENDING
-            self.parts.append(Part(control=control, members=members))
+            members["draw"] = draw >> np.uint64(48)
+            if control is not None:
+                members["asked"] = roster.asked(rows, control)
+            self.parts.append(Part(actuator=actuator, control=control, members=members))
         self.strangers = strangers
         self.told_strangers = np.zeros(len(strangers), STRANGER)
         self.dirty = self.news = True
@@ -158,6 +184,20 @@ class Membership:
         self.end_at = min(self.end_at, max(by.start_at, now))
         self.replaced = self.dirty = True
 
+    def starts_at(self, members: np.ndarray) -> F64:
+        """When each member starts: staggered over the ramp, in whole seconds (R14). A release is staggered itself."""
+        ramp_s = self.ramp_down_s if self.release else self.selector.ramp_up_s
+        return np.asarray(self.selector.start_at + (members["draw"].astype(np.int64) * ramp_s >> 16), np.float64)
+
+    def released_at(self, members: np.ndarray) -> F64:
+        """When each member's hold is given up, staggered likewise."""
+        return np.asarray(self.end_at + (members["draw"].astype(np.int64) * self.ramp_down_s >> 16), np.float64)
+
+    @property
+    def lingers(self) -> bool:
+        """Whether a device still waits for its turn to be released."""
+        return any((part.members["phase"] == LINGERING).any() for part in self.parts)
+
     # ------------------------------------------------------------------ what stands behind a member
 
     def observe(self, part: Part, setpoints: Setpoints, now: float, *, last: bool = False) -> None:
@@ -166,8 +206,11 @@ class Membership:
         if not len(index):
             return
         rows = part.members["row"][index].astype(np.int64)
-        state, reason = setpoints.states(rows, now, last=last)
         m, c = part.members, setpoints.columns
+        state, reason = setpoints.states(rows, now, last=last)
+        if self.release:
+            over = ~c["armed"][rows] & c["refused"][rows] & (state == State.APPLIED)
+            state[over], reason[over] = State.REJECTED, Reason.OPTED_OUT
         if (m["state"][index] != state).any() or (m["reason"][index] != reason).any():
             self.news = True
         m["state"][index] = state
@@ -196,7 +239,7 @@ class Membership:
         repeated = np.zeros(len(row), bool)
         final = (code != ResultCode.SUCCESS) | ~results.accepted
         for part in self.parts:
-            if part.control.actuator is not actuator or not len(part.members):
+            if part.actuator is not actuator or not len(part.members):
                 continue
             m = part.members
             where = np.minimum(np.searchsorted(m["row"], row), len(m) - 1)
@@ -259,7 +302,7 @@ class Membership:
     def end(self) -> None:
         """The window is over: who held and never stood behind a setpoint was superseded; the rest keeps its state."""
         held = won = 0
-        for part in self.parts:
+        for part in self.parts if not self.release else ():
             m = part.members
             holding = m["phase"] == HOLDING
             held += int(holding.sum())
@@ -272,7 +315,9 @@ class Membership:
             m["state"][idle] = State.UNUSED if self.cancelled else State.PENDING
             m["reason"][idle] = 0
             m["phase"][holding | idle] = LEFT
-            m["live"] = False
+            lingers = holding & m["live"]
+            m["phase"][lingers] = LINGERING
+            m["leaves_at"][lingers] = self.released_at(m)[lingers]
         self.held_at_end, self.won_at_end = held, won
         self.superseded = held > 0 and won == 0
         self.ended = self.dirty = self.news = True
@@ -282,10 +327,21 @@ class Membership:
     def shown(self, part: Part) -> tuple[U8, U8]:
         """(State, Reason) of the members of a part as they are told now."""
         m = part.members
+        if self.release:
+            return self._worst()
         beaten = (m["phase"] == HOLDING) & ~m["live"] & (m["state"] == State.PENDING)
         return np.where(beaten, State.SKIPPED, m["state"]).astype(np.uint8), np.where(
             beaten, Reason.SUPERSEDED, m["reason"]
         ).astype(np.uint8)
+
+    def _worst(self) -> tuple[U8, U8]:
+        """(State, Reason) of each device over the parts, by its worst state (R34)."""
+        state, reason = self.parts[0].members["state"], self.parts[0].members["reason"]
+        for part in self.parts[1:]:
+            other, why = part.members["state"], part.members["reason"]
+            worse = _RANK[other] > _RANK[state]
+            state, reason = np.where(worse, other, state), np.where(worse, why, reason)
+        return state.copy(), reason.copy()
 
     def code(self, state: U8) -> U8:
         """Response codes of outcome rows in these states, now (the table of the contract)."""
@@ -303,7 +359,7 @@ class Membership:
         if self.replaced or not (self.started or self.closed_at):
             return []
         found = []
-        for part in self.parts:
+        for part in self.parts[:1] if self.release else self.parts:  # a release has one row for a device
             m = part.members
             state, reason = self.shown(part)
             code = self.code(state)
@@ -349,12 +405,14 @@ class Membership:
 
     def settled(self) -> bool:
         """Nothing is open any more: the window is over, each state is final and each release answered for."""
-        if not self.ended:
+        if not self.ended or self.lingers:
             return False
         for part in self.parts:
             m = part.members
             if part.waits or (m["state"] == State.PUBLISHED).any() or (m["release"] == RELEASE_DUE).any():
                 return False
+            if self.release and (np.isin(m["state"], _OPEN) | (m["state"] == State.UNCONFIRMED)).any():
+                return False  # a debt of another event, which is tried until it is paid
         return True
 
     def counts(self) -> Counts:
@@ -374,11 +432,13 @@ class Membership:
                 reasons[f"{State(settled).name.lower()}.{Reason(cause).word}"] = n
         for part in self.parts:
             m = part.members
-            watts = part.control.each_w
             shown, _ = self.shown(part)
-            if watts is not None and part.control.kind is not Kind.STANDBY:
-                requested += watts * (len(m) + len(self.strangers))
-                allocated += watts * int(m["held"].sum())
+            if part.control is not None and has_watts(part.control):
+                asked = np.where(m["asked"] == NO_VALUE, 0, m["asked"])
+                own = part.control.devices_w
+                requested += int(asked.sum(dtype=np.int64))
+                requested += sum(own.get(sn, part.control.each_w or 0) for sn in self.strangers)
+                allocated += int(asked[m["held"]].sum(dtype=np.int64))
                 acknowledged += int(m["second"][np.isin(shown, (State.APPLIED, State.VERIFIED))].sum(dtype=np.int64))
             due += int((m["release"] != NO_RELEASE).sum())
             confirmed += int((m["release"] == RELEASE_CONFIRMED).sum())
@@ -416,6 +476,11 @@ class Membership:
         """Adds latencies from the publish to the result."""
         self.result_latency += _buckets(seconds)
         self.result_max_s = max(self.result_max_s, float(seconds.max(initial=0.0)))
+
+
+def has_watts(control: Control) -> bool:
+    """Whether a control's setpoints are counted in W (percent, power factor and standby are not)."""
+    return control.kind is not Kind.STANDBY and control.actuator in (Actuator.EMS, Actuator.EXPORT)
 
 
 def _buckets(seconds: F64) -> np.ndarray:

@@ -6,6 +6,7 @@ entry per row. Registry and consent are durable; telemetry is not (it is read ag
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpp_dispatch.domain.account import Reason
-from vpp_dispatch.domain.command import Flags, ResultCode
+from vpp_dispatch.domain.command import I32, NO_VALUE, Flags, ResultCode
 from vpp_dispatch.domain.device import Battery, Operation, Record
 from vpp_dispatch.domain.inputs import Consent, RegistryChange
-from vpp_dispatch.domain.signal import Actuator, Control, Kind, Targets
+from vpp_dispatch.domain.signal import Actuator, Control, Form, Kind, Targets
 
 Rows = NDArray[np.int64]
 
@@ -37,13 +38,17 @@ class Catalogue(Protocol):
     def export_step_w(self, sn: str, rated_w: int) -> float: ...
     def family_default(self, actuator: Actuator) -> tuple[int, int]: ...
     def mode_of(self, kind: Kind) -> int: ...
+    @property
+    def echoes(self) -> bool: ...
+    def is_single(self, actuator: Actuator) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """The settings that decide in the domain. Times in seconds.
 
-    `telemetry`: require, prefer or ignore (R18); `defaults`: which of registry, query, family count (R37).
+    `telemetry`: require, prefer or ignore (R18); `defaults`: which of registry, query, family count (R37);
+    `verify_share`: what part of the applied setpoints is read back, 0..1 (R27).
     """
 
     result_timeout_s: float = 300.0
@@ -55,6 +60,7 @@ class Policy:
     defaults: tuple[str, ...] = ("registry", "query")
     default_max_age_s: float = 3600.0
     soc_floor_percent: float = 25.0
+    verify_share: float = 0.0
 
 
 ROSTER = np.dtype(
@@ -79,7 +85,18 @@ FACTS = np.dtype(
     ]
 )
 
-ABILITY = np.dtype([("rated_w", "<i4"), ("battery", "?"), ("export_step_w", "<f8"), ("supports", "?", (5,))])
+ABILITY = np.dtype(
+    [
+        ("rated_w", "<i4"),
+        ("battery", "?"),
+        ("export_step_w", "<f8"),
+        ("supports", "?", (5,)),
+        ("draw", "<u8"),  # a stable hash of the SN, for what is staggered or sampled
+    ]
+)
+
+PERMILLE = 1000
+"""A generation limit that limits nothing."""
 
 
 class Roster:
@@ -127,6 +144,7 @@ class Roster:
         self.ability["rated_w"][row] = rated_w
         self.ability["battery"][row] = self.catalogue.has_battery(sn)
         self.ability["export_step_w"][row] = self.catalogue.export_step_w(sn, rated_w)
+        self.ability["draw"][row] = int.from_bytes(hashlib.blake2b(sn.encode(), digest_size=8).digest())
         for actuator in Actuator:
             self.ability["supports"][row, actuator] = self.catalogue.supports(sn, actuator)
 
@@ -241,15 +259,43 @@ class Roster:
                 rows |= index.get(name, set())
         return np.array(sorted(rows), np.int64), strangers
 
+    def asked(self, rows: Rows, control: Control) -> I32:
+        """What a control asks of each row: W, per mille of the rating (active) or a raw power factor (reactive).
+
+        NO_VALUE where it asks nothing: a device that a table does not name, a limit in W where no rating is known.
+        """
+        match control.form:
+            case Form.BY_TARGET_W:
+                return np.array([self._in_table(row, control) for row in rows.tolist()], np.int32)
+            case Form.EACH_PERCENT:
+                return np.full(len(rows), _half_up(10 * (control.each_percent or 0.0)), np.int32)
+            case Form.COS_PHI:
+                return np.full(len(rows), power_factor(control.cos_phi or 1.0, control.excitation), np.int32)
+        each = np.full(len(rows), control.each_w or 0, np.int32)
+        if control.actuator is not Actuator.ACTIVE:
+            return each
+        rated = self.ability["rated_w"][rows].astype(np.int64)
+        share = np.floor(PERMILLE * each.astype(np.int64) / np.maximum(rated, 1) + 0.5)
+        return np.where(rated > 0, np.minimum(share, PERMILLE), NO_VALUE).astype(np.int32)
+
+    def _in_table(self, row: int, control: Control) -> int:
+        """A device's own entry, else its part of its site's, rounded down."""
+        own = control.devices_w.get(self.sns[row])
+        if own is not None:
+            return own
+        record = self.records[row]
+        whole = control.sites_w.get(record.site) if record is not None and record.site else None
+        return NO_VALUE if whole is None or record is None else int(whole * record.site_share + 1e-9)
+
     def allowed(self, rows: Rows, now: float) -> tuple[Flags, Flags]:
         """(registered, consenting) of rows: the two keys of R16 that gate a hold while it lasts."""
         c = self.columns[rows]
         return c["registered"], (c["consent"] == LISTED) & (c["consent_until"] > now)
 
-    def gate(self, rows: Rows, control: Control, now: float) -> NDArray[np.uint8]:
+    def gate(self, rows: Rows, control: Control, asked: I32, now: float) -> NDArray[np.uint8]:
         """Why each row may not enter a control's hold now (R16-R18), as a Reason; NONE where it may.
 
-        The default (R37) is judged by the caller.
+        `asked` as the method of that name has it. The default (R37) is judged by the caller.
         """
         reason = np.zeros(len(rows), np.uint8)
         ability, facts = self.ability[rows], self.facts[rows]
@@ -265,10 +311,11 @@ class Roster:
         refuse(~ability["supports"][:, control.actuator], Reason.CAPABILITY)
         if control.actuator is Actuator.EMS:
             refuse(~ability["battery"], Reason.CAPABILITY)
-            if control.each_w is not None and control.kind is not Kind.STANDBY:
-                refuse((ability["rated_w"] > 0) & (ability["rated_w"] < control.each_w), Reason.CAPABILITY)
+            if control.kind is not Kind.STANDBY:
+                refuse((ability["rated_w"] > 0) & (ability["rated_w"] < asked), Reason.CAPABILITY)
         if control.actuator is Actuator.EXPORT:
             refuse(ability["export_step_w"] <= 0, Reason.CAPABILITY)
+        refuse(asked == NO_VALUE, Reason.NOT_IN_TABLE if control.form is Form.BY_TARGET_W else Reason.CAPABILITY)
         if self.policy.telemetry != "ignore":
             fresh = (facts["at"] > 0) & (now - facts["at"] <= self.policy.telemetry_max_age_s)
             if self.policy.telemetry == "require":
@@ -285,3 +332,19 @@ class Roster:
             if control.kind is Kind.CHARGE:
                 refuse(charged & (facts["soc"] >= 100), Reason.SOC)
         return reason
+
+
+def _half_up(value: float) -> int:
+    """The nearest whole number; a half goes up, whatever its binary form."""
+    return int(np.floor(round(value, 6) + 0.5))
+
+
+def power_factor(cos_phi: float, excitation: str | None) -> int:
+    """The raw Power Factor: 100 = unity, 80..99 = over (capacitive), 1..20 = under (1 = 0.99, 20 = 0.80)."""
+    hundredths = _half_up(100 * cos_phi)
+    return 100 - hundredths if excitation == "under" and hundredths < 100 else hundredths
+
+
+def cos_phi_of(raw: int) -> float:
+    """The cos phi of a raw Power Factor."""
+    return (raw if raw > 20 else 100 - raw) / 100

@@ -67,8 +67,14 @@ SETPOINT = np.dtype(
         ("agreed", "u1"),
         ("drifted", "u1"),
         ("heard", "<u4"),  # bit k: the answer to generation - 1 - k is known, so that a repetition says nothing (R22)
+        ("open", "?"),  # the newest publish has no final answer yet, whatever is desired by now
+        ("verified", "<u4"),  # generation that was read back equal
+        ("checked", "<u4"),  # generation whose read-back is over, or was never wanted (R27)
     ]
 )
+
+VERIFY_RANK = 2 + 256
+"""Read-backs of setpoints go after everything else."""
 
 _ASKABLE = (ResultCode.SUCCESS, ResultCode.OFFLINE, ResultCode.BUSY)
 """Codes of a query that say nothing against asking again soon."""
@@ -143,7 +149,8 @@ class Due:
     """Work that may be published now, columns of length n.
 
     `rank`: 0 releases, 1 read-backs of releases, 2 + priority otherwise; `deadline_at` inf where nothing bounds it;
-    `again` marks what was published before and never answered (R41).
+    `again` marks what was published before and never answered (R41); `owner`: slot of the event that it is for, 0 for
+    releases.
     """
 
     row: Rows
@@ -151,6 +158,7 @@ class Due:
     rank: NDArray[np.int64]
     deadline_at: F64
     again: Flags
+    owner: U32
 
 
 def _one_more(tries: U8) -> U8:
@@ -170,15 +178,20 @@ def repeats(values: Rows, mask: Flags) -> Flags:
 class Setpoints:
     """All setpoints of one actuator in one shard. `columns` is saved; the rest is rebuilt."""
 
-    def __init__(self, *, actuator: Actuator, policy: Policy, family_default: tuple[int, int]) -> None:
+    def __init__(
+        self, *, actuator: Actuator, policy: Policy, family_default: tuple[int, int], echoes: bool = True
+    ) -> None:
+        """`echoes`: results carry the id of their command; else a release is confirmed only by queries (R26)."""
         self.actuator = actuator
         self.policy = policy
+        self.echoes = echoes
         self.family_default = family_default
         self.columns = np.zeros(0, SETPOINT)
         self.durable = np.zeros(0, bool)  # the row's arming is saved
         self.registry = np.zeros(0, [("known", "?"), ("first", "<i4"), ("second", "<i4")])
         self.wanted = np.zeros(0, bool)  # an accepted event will need the default
         self.wanted_priority = np.full(0, 255, np.int64)
+        self.wanted_by = np.zeros(0, np.uint32)  # slot of the strongest event that will need it
         self.dirty: set[int] = set()
         self.urgent = False
         # Commands that were handed out and not acknowledged yet. GoodWe may answer before its broker's acknowledgement
@@ -201,6 +214,7 @@ class Setpoints:
             self.in_hand = np.concatenate([self.in_hand, np.zeros(more, bool)])
             self.asking = np.concatenate([self.asking, np.zeros(more, bool)])
             self.wanted_priority = np.concatenate([self.wanted_priority, np.full(more, 255)])
+            self.wanted_by = np.concatenate([self.wanted_by, np.zeros(more, np.uint32)])
 
     def touch(self, rows: Rows) -> None:
         """The pages of these rows have to be saved."""
@@ -278,6 +292,7 @@ class Setpoints:
         c["before_second"][keep] = default_second[keep]
 
         c["desired_at"][changed] = now
+        c["drifted"][changed] = 0
         new = np.flatnonzero(armed_now)
         c["armed"][new] = True
         c["exposed"][new] = 0
@@ -373,6 +388,7 @@ class Setpoints:
         done = (c["acknowledged"] == generation) & (generation > 0)
         state[done] = State.APPLIED
         reason[done] = 0
+        state[done & (c["verified"] == generation)] = State.VERIFIED
         return state, reason
 
     # ------------------------------------------------------------------ results
@@ -402,6 +418,7 @@ class Setpoints:
         if early.any():
             self.early_sets.append(results.only(early))
 
+        c["open"][row[(generation == c["published"][row]) & ~results.accepted & ~early]] = False
         c["accepted"][row[accepted]] = generation[accepted]
         c["acknowledged"][row[first_success]] = generation[first_success]
         c["result_at"][row[first_success]] = results.at[first_success]
@@ -409,6 +426,7 @@ class Setpoints:
         c["tries"][ok] = 0
         c["next_at"][ok] = np.inf
         c["query_next_at"][ok] = 0
+        c["checked"][ok] = np.where(self._sampled(ok), c["checked"][ok], c["generation"][ok])
         # A query that was sent before the result may have overtaken the command: only a new one counts (R27).
         c["purpose"][ok] = np.where(c["purpose"][ok] == READ_BACK, 0, c["purpose"][ok])
         offline = self._failed(row[failed], results.code[failed], results.at[failed], now)
@@ -432,6 +450,15 @@ class Setpoints:
         stale = np.flatnonzero(behind)
         answered = np.flatnonzero(first_success | first_refusal)
         return Folded(stale=stale, overtaken=overtaken[stale], duplicate=repeated, answered=answered, offline=offline)
+
+    def _sampled(self, rows: Rows) -> Flags:
+        """Which applied setpoints are read back: a stable choice, and whoever has drifted before (R27)."""
+        c = self.columns
+        draw = rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + c["generation"][rows].astype(np.uint64)
+        draw = (draw ^ draw >> np.uint64(29)) * np.uint64(0xBF58476D1CE4E5B9)
+        share = 1.0 if not self.echoes else self.policy.verify_share
+        chosen: Flags = ((draw >> np.uint64(40)) < share * 2**24) | (c["drifted"][rows] > 0)
+        return chosen
 
     def _failed(self, rows: Rows, codes: U8, at: F64, now: float) -> Rows:
         """Refusals of the newest attempt; returns the rows that are offline."""
@@ -468,8 +495,11 @@ class Setpoints:
         factor = np.minimum(2.0 ** np.minimum(tries, 8), 10.0)
         return self.policy.retry_backoff_s * factor * (0.75 + 0.5 * noise / 255.0)
 
-    def fold_queries(self, results: QueryResults, now: float) -> tuple[Rows, Rows]:
-        """Folds query results; returns (rows whose release is confirmed, rows whose release is refused) (R27, R37)."""
+    def fold_queries(self, results: QueryResults, now: float) -> tuple[Rows, Rows, Rows]:
+        """Folds query results (R27, R37).
+
+        Returns rows: whose release is confirmed, whose release is refused, whose owner has overruled a setpoint.
+        """
         c = self.columns
         early = (results.query == c["query"][results.row] + np.uint32(1)) & self.asking[results.row]
         if early.any():
@@ -484,7 +514,10 @@ class Setpoints:
 
         armed = c["armed"][rows]
         read = (code == ResultCode.SUCCESS) & (first != NO_VALUE) & (second != NO_VALUE)
-        newest = (c["query_for"][rows] == c["generation"][rows]) & ~c["held"][rows] & armed
+        held = c["held"][rows]
+        standing = (c["query_for"][rows] == c["generation"][rows]) & armed
+        newest = standing & ~held
+        asserted = standing & held & (c["acknowledged"][rows] == c["generation"][rows])
         c["query_next_at"][rows[~read]] = now + self.policy.retry_backoff_s
         denied = ~read & ~np.isin(code, _ASKABLE)
 
@@ -501,9 +534,35 @@ class Setpoints:
         unread = rows[denied & (purpose == READ_BACK) & newest]
         c["query_next_at"][unread] = now + 10 * self.policy.release_retry_s
         c["refused"][unread] = True
+        # A setpoint that cannot be read back is applied by GoodWe's word, and no more can be known.
+        mute = rows[denied & (purpose == READ_BACK) & asserted]
+        c["checked"][mute] = c["generation"][mute]
         back = read & (purpose == READ_BACK) & newest
         confirmed, overruled = self._read_back(rows[back], first[back], second[back], now)
-        return confirmed, np.union1d(unread, overruled)
+        back = read & (purpose == READ_BACK) & asserted
+        opted_out = self._verify(rows[back], first[back], second[back], now)
+        return confirmed, np.union1d(unread, overruled), opted_out
+
+    def _verify(self, rows: Rows, first: I32, second: I32, now: float) -> Rows:
+        """What devices show whose setpoint was applied; returns the rows whose owner chose otherwise, twice (R27)."""
+        c = self.columns
+        equal = (first == c["first"][rows]) & (second == c["second"][rows])
+        same = rows[equal]
+        c["verified"][same] = c["checked"][same] = c["generation"][same]
+        again = ~equal & (c["drifted"][rows] == 0)
+        c["drifted"][rows[again]] = 1
+        self._renew(rows[again])
+        chosen = ~equal & ~again
+        out: Rows = rows[chosen]
+        # Nobody fights a person over flash: it is the owner's from now on, and what the actuator returns to later.
+        c["before"][out] = FROM_QUERY
+        c["before_first"][out], c["before_second"][out] = first[chosen], second[chosen]
+        c["before_at"][out] = now
+        c["armed"][out] = False
+        c["exposed"][out] = 0
+        c["checked"][out] = c["generation"][out]
+        self.durable[out] = False
+        return out
 
     def _read_back(self, rows: Rows, first: I32, second: I32, now: float) -> tuple[Rows, Rows]:
         """What devices show whose release is the newest setpoint; returns (confirmed, overruled by the owner) rows."""
@@ -526,6 +585,7 @@ class Setpoints:
         still = drifted[c["drifted"][drifted] > 1]  # still latched: a debt, paid at the pace of releases
         c["next_at"][still] = now + self.policy.release_retry_s
 
+        c["verified"][confirmed] = c["generation"][confirmed]
         c["refused"][confirmed] = False
         c["refused"][overruled] = True
         # What the owner chose is what the actuator returns to from now on.
@@ -541,26 +601,32 @@ class Setpoints:
 
     # ------------------------------------------------------------------ work
 
-    def due(self, *, now: float, allowed: Flags, reading: Flags) -> Due:
+    def due(self, *, now: float, allowed: Flags, reading: Flags, blocked: Flags | None = None) -> Due:
         """What may be published now.
 
         `allowed`: rows with both keys (R16), asked again here, right before the publish; `reading`: rows whose
-        default may be read. Releases ask for neither.
+        default may be read; `blocked`: rows where another setpoint has to be answered first (R26). Releases ask for
+        none of them.
         """
         c = self.columns
         open_ = c["armed"] & (c["generation"] > 0) & (c["acknowledged"] != c["generation"]) & (c["next_at"] <= now)
         again = (c["published"] == c["generation"]) & (c["code"] == NO_CODE)
         set_ = open_ & c["held"] & self.durable & allowed & (c["end_at"] > now)
-        # An unanswered release is published again first, and read back after the second time (R27).
-        unanswered_twice = again & (c["tries"] % 2 == 0) & (c["tries"] > 0)
+        if blocked is not None:
+            set_ &= ~blocked
+        # An unanswered release is published again first, and read back after the second time (R27); at once where no
+        # answer could tell.
+        unanswered_twice = again & ((c["tries"] % 2 == 0) | (not self.echoes)) & (c["tries"] > 0)
         agreed_once = c["armed"] & ~c["held"] & (c["agreed"] == 1) & (c["purpose"] == 0)
         reads_instead = ((open_ & ~c["held"] & unanswered_twice) | agreed_once) & (c["query_next_at"] <= now)
         release = open_ & ~c["held"] & ~reads_instead
         settled = c["armed"] & ~c["held"] & (c["acknowledged"] == c["generation"]) & (c["generation"] > 0)
         back = (settled | reads_instead) & (c["query_next_at"] <= now)
         default = self.wanted & reading & ~c["armed"] & (c["query_next_at"] <= now)
-        rows, rank, query, deadline, re = [], [], [], [], []
-        for mask, is_query in ((release, False), (back, True), (set_, False), (default, True)):
+        verify = c["armed"] & c["held"] & (c["acknowledged"] == c["generation"]) & (c["checked"] != c["generation"])
+        verify &= (c["generation"] > 0) & allowed & (c["end_at"] > now) & (c["query_next_at"] <= now)
+        rows, rank, query, deadline, re, owner = [], [], [], [], [], []
+        for mask, is_query in ((release, False), (back, True), (set_, False), (default, True), (verify, True)):
             found = np.flatnonzero(mask)
             if not len(found):
                 continue
@@ -572,8 +638,14 @@ class Setpoints:
                 rank.append(np.ones(len(found), np.int64))
             elif mask is set_:
                 rank.append(2 + c["priority"][found].astype(np.int64))
-            else:
+            elif mask is default:
                 rank.append(2 + self.wanted_priority[found])
+            else:
+                rank.append(np.full(len(found), VERIFY_RANK, np.int64))
+            if mask is release or mask is back:
+                owner.append(np.zeros(len(found), np.uint32))
+            else:
+                owner.append(self.wanted_by[found] if mask is default else c["owner"][found])
             deadline.append(c["end_at"][found] if mask is set_ else np.full(len(found), np.inf))
             # A read-back in place of an unanswered release's next publish is a retry too.
             re.append(again[found] if not is_query else (c["purpose"] > 0)[found] | reads_instead[found])
@@ -585,6 +657,7 @@ class Setpoints:
                 rank=none.astype(np.int64),
                 deadline_at=none,
                 again=none.astype(bool),
+                owner=none.astype(np.uint32),
             )
         return Due(
             row=np.concatenate(rows),
@@ -592,7 +665,14 @@ class Setpoints:
             rank=np.concatenate(rank),
             deadline_at=np.concatenate(deadline),
             again=np.concatenate(re),
+            owner=np.concatenate(owner),
         )
+
+    def unanswered(self, now: float) -> Flags:
+        """Rows whose newest publish may still be answered."""
+        c = self.columns
+        waiting: Flags = c["open"] & (now - c["published_at"] < self.policy.result_timeout_s)
+        return waiting
 
     def next_attempt(self, rows: Rows) -> U8:
         """The attempt that a publish of each row's newest generation now would be, 1..255."""
@@ -619,6 +699,7 @@ class Setpoints:
         c["attempt"][rows] = attempt
         c["published_at"][rows] = now
         c["digest"][rows] = digest
+        c["open"][rows] = True
         same = rows[c["generation"][rows] == generation]
         c["code"][same] = NO_CODE
         c["agreed"][same] = 0
@@ -676,19 +757,22 @@ class Setpoints:
         c["next_at"][waiting] = now
         c["query_next_at"][rows] = np.minimum(c["query_next_at"][rows], now)
 
-    def in_flight(self, now: float) -> int:
-        """Commands that are published and neither answered nor timed out (R40)."""
+    def in_flight(self, now: float) -> tuple[int, int]:
+        """How many commands are published and neither answered nor timed out, and the highest rank of them (R40)."""
         c = self.columns
-        fresh = now - c["published_at"] < self.policy.result_timeout_s
-        sets = (
-            c["armed"]
-            & (c["published"] == c["generation"])
-            & (c["acknowledged"] != c["generation"])
-            & (c["code"] == NO_CODE)
-            & fresh
-        )
+        sets = self.unanswered(now)
         asked = (c["purpose"] > 0) & (now - c["query_at"] < self.policy.result_timeout_s)
-        return int(sets.sum() + asked.sum())
+        defaults = asked & (c["purpose"] == READ_DEFAULT)
+        weakest = -1
+        if sets.any() or asked.any():
+            held = sets & c["held"]
+            weakest = max(
+                0,
+                2 + int(c["priority"][held].max()) if held.any() else 0,
+                2 + int(self.wanted_priority[defaults].max()) if defaults.any() else 0,
+                VERIFY_RANK if (asked & ~defaults & c["held"]).any() else 0,
+            )
+        return int(sets.sum() + asked.sum()), weakest
 
     def wake_at(self, now: float) -> float:
         """When something may become due or change its state by time alone; inf if nothing will."""
@@ -698,7 +782,10 @@ class Setpoints:
         for mask, column in (
             (open_, c["next_at"]),
             (open_, c["published_at"] + self.policy.result_timeout_s),
-            ((c["armed"] & ~c["held"]) | (self.wanted & ~c["armed"]), c["query_next_at"]),
+            (
+                (c["armed"] & (~c["held"] | (c["checked"] != c["generation"]))) | (self.wanted & ~c["armed"]),
+                c["query_next_at"],
+            ),
         ):
             later = column[mask & (column > now)]
             if len(later):

@@ -538,10 +538,9 @@ async def test_r15_a_source_without_a_grant_may_still_cancel_what_runs() -> None
 
 
 async def test_what_is_not_built_is_refused() -> None:
-    w = await play(World(), dispatch("a", ramp_up_s=5), base("b", 1, "release", targets={"all": True}))
-    for event in ("a", "b"):
-        assert w.responses(event) == [(1, 252)]
-        assert w.reasons(event, 1) == ["not_supported"]
+    w = await play(World(), dispatch("a", controls=[{"kind": "discharge", "total_w": 5}]))
+    assert w.responses("a") == [(1, 252)]
+    assert w.reasons("a", 1) == ["not_supported"]
     assert w.to_shard == []
 
 

@@ -387,7 +387,7 @@ class Chaos:
             for part in membership.parts:
                 m = part.members
                 for i in np.flatnonzero((m["state"] == State.APPLIED) & (m["generation"] > 0)).tolist():
-                    key = (part.control.actuator, int(m["generation"][i]), (int(m["first"][i]), int(m["second"][i])))
+                    key = (part.actuator, int(m["generation"][i]), (int(m["first"][i]), int(m["second"][i])))
                     sn = self.book.roster.sns[int(m["row"][i])]
                     assert key in self.devices[sn].executed, f"{event} {sn}: applied was never executed: {key}"
 

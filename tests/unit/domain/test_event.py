@@ -292,14 +292,14 @@ def test_r09_a_source_may_ask_for_what_its_grant_says(what: Signal, grant: Grant
         (signal(controls=(Control(kind=Kind.EXPORT_LIMIT, form=Form.EACH_W, each_w=0),)), True),
         (signal(controls=(CHARGE, Control(kind=Kind.EXPORT_LIMIT, form=Form.EACH_W, each_w=0))), True),
         (signal(controls=(Control(kind=Kind.CHARGE, form=Form.TOTAL_W, total_w=5),)), False),
-        (signal(controls=(Control(kind=Kind.EXPORT_LIMIT, form=Form.BY_TARGET_W, sites_w={"s": 1}),)), False),
-        (signal(controls=(Control(kind=Kind.GENERATION_LIMIT, form=Form.EACH_W, each_w=5),)), False),
-        (signal(controls=(Control(kind=Kind.POWER_FACTOR, form=Form.COS_PHI, cos_phi=0.9, excitation="over"),)), False),
-        (signal(ramp_up_s=1), False),
-        (signal(ramp_down_s=1), False),
-        (cancel(ramp_down_s=1, names_ramp_down=True), False),
+        (signal(controls=(Control(kind=Kind.EXPORT_LIMIT, form=Form.BY_TARGET_W, sites_w={"s": 1}),)), True),
+        (signal(controls=(Control(kind=Kind.GENERATION_LIMIT, form=Form.EACH_W, each_w=5),)), True),
+        (signal(controls=(Control(kind=Kind.POWER_FACTOR, form=Form.COS_PHI, cos_phi=0.9, excitation="over"),)), True),
+        (signal(ramp_up_s=1), True),
+        (signal(ramp_down_s=1), True),
+        (cancel(ramp_down_s=1, names_ramp_down=True), True),
         (cancel(ramp_down_s=0, names_ramp_down=True), True),
-        (signal(action=Action.RELEASE), False),
+        (signal(action=Action.RELEASE), True),
     ],
 )
 def test_what_is_not_built_yet_is_refused_and_never_half_done(what: Signal, built: bool) -> None:
@@ -477,7 +477,7 @@ def test_a_correction_after_the_close_asks_for_a_further_report_that_must_not_be
     ],
 )
 def test_r33_the_final_response_says_what_became_of_the_targeted(total: Counts, test: bool, code: int) -> None:
-    assert outcome_code(total, test) == code
+    assert outcome_code(total, test=test) == code
 
 
 # ---------------------------------------------------------------------------------------------- selectors

@@ -147,7 +147,7 @@ def test_r26_what_nobody_asked_for_is_an_orphan() -> None:
     ids = correlation.pack(
         shard=np.array([SHARD, SHARD + 1, SHARD, SHARD], np.uint8),
         row=np.array([500, 0, 0, 0], np.uint32),
-        actuator=np.array([1, 1, 3, 1], np.uint8),
+        actuator=np.array([1, 1, 5, 1], np.uint8),
         generation=np.array([1, 1, 1, 0], np.uint32),
         attempt=np.ones(4, np.uint8),
         digests=[1, 2, 3, 4],

@@ -23,6 +23,8 @@ from vpp_dispatch.domain.signal import Actuator, Control, Form, Kind, Targets
 MODES = {Kind.CHARGE: 11, Kind.DISCHARGE: 12, Kind.STANDBY: 8, Kind.IMPORT_TARGET: 9, Kind.EXPORT_TARGET: 10}
 AUTO = (1, 0)
 NO_LIMIT = (0, 7000)
+FULL, UNITY = (1000, 0), (100, 0)
+DEFAULTS = {Actuator.EMS: AUTO, Actuator.EXPORT: NO_LIMIT, Actuator.ACTIVE: FULL, Actuator.REACTIVE: UNITY}
 SHARD = 5
 
 
@@ -42,10 +44,15 @@ class Catalogue:
         return 1.0
 
     def family_default(self, actuator: Actuator) -> tuple[int, int]:
-        return AUTO if actuator is Actuator.EMS else (0, 0)
+        return {Actuator.EMS: AUTO, Actuator.ACTIVE: FULL, Actuator.REACTIVE: UNITY}.get(actuator, (0, 0))
 
     def mode_of(self, kind: Kind) -> int:
         return MODES[kind]
+
+    echoes = True
+
+    def is_single(self, actuator: Actuator) -> bool:
+        return actuator in (Actuator.ACTIVE, Actuator.REACTIVE)
 
 
 def digests_of(commands: Commands) -> np.ndarray:
@@ -112,7 +119,7 @@ class World:
         have = len(self.devices)
         sns = [f"9010K{series}000W{have + i:04d}" for i in range(n)]
         for sn in sns:
-            self.devices[sn] = {Actuator.EMS: AUTO, Actuator.EXPORT: NO_LIMIT}
+            self.devices[sn] = dict(DEFAULTS)
         self.put(
             RegistryChange(
                 partition=0,
@@ -145,12 +152,16 @@ class World:
         targets: Targets | None = None,
         test: bool = False,
         created: float | None = None,
+        controls: tuple[Control, ...] = (),
+        ramp_up_s: int = 0,
+        ramp_down_s: int = 0,
+        source: str = "grid",
     ) -> None:
-        """A dispatch event; start and end count from now."""
+        """A dispatch event; start and end count from now. `controls` instead of one of `kind` with `watts`."""
         self.put(
             Selector(
-                event=f"grid/{name}",
-                source="grid",
+                event=f"{source}/{name}",
+                source=source,
                 event_id=name,
                 revision=revision,
                 priority=priority,
@@ -159,13 +170,36 @@ class World:
                 start_at=self.now + start,
                 end_at=self.now + end,
                 targets=targets or Targets(all=True),
-                controls=(Control(kind=kind, form=Form.EACH_W if watts is not None else Form.NONE, each_w=watts),),
+                controls=controls
+                or (Control(kind=kind, form=Form.EACH_W if watts is not None else Form.NONE, each_w=watts),),
                 test=test,
+                ramp_up_s=ramp_up_s,
+                ramp_down_s=ramp_down_s,
             )
         )
 
-    def cancel(self, name: str, revision: int = 1) -> None:
-        self.put(Cancel(event=f"grid/{name}", revision=revision, at=self.now))
+    def release(self, name: str, targets: Targets | None = None, *, source: str = "grid", ramp_down_s: int = 0) -> None:
+        """A release signal."""
+        self.put(
+            Selector(
+                event=f"{source}/{name}",
+                source=source,
+                event_id=name,
+                revision=1,
+                priority=255,
+                created_at=self.now,
+                accepted_at=self.now,
+                start_at=self.now,
+                end_at=self.now,
+                targets=targets or Targets(all=True),
+                controls=(),
+                ramp_down_s=ramp_down_s,
+                release=True,
+            )
+        )
+
+    def cancel(self, name: str, revision: int = 1, *, ramp_down_s: int | None = None, aborted: bool = False) -> None:
+        self.put(Cancel(event=f"grid/{name}", revision=revision, at=self.now, ramp_down_s=ramp_down_s, aborted=aborted))
 
     def close(self, name: str, revision: int = 1) -> None:
         self.put(Close(event=f"grid/{name}", revision=revision, at=self.now))
@@ -273,4 +307,4 @@ class World:
         return [s for s in self.sent if not s.query and (sn is None or s.sn == sn)]
 
     def at_default(self) -> bool:
-        return all(d == {Actuator.EMS: AUTO, Actuator.EXPORT: NO_LIMIT} for d in self.devices.values())
+        return all(d == DEFAULTS for d in self.devices.values())
