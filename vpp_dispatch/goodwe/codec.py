@@ -3,18 +3,21 @@
 Encoding fills byte templates (about two microseconds a command); a test holds them to models of the six messages.
 Decoding never raises: bytes that cannot be used are a `Refusal`.
 
-The pair of a query's result: as in `domain.command`, except that an export limit is counted in steps of the catalogue's
-`export_step_w`. For most devices a step is 1 W; for families that count in percent of the rating only the book knows a
-rating that the registry told, so it multiplies: limit in W = second * export_step_w.
+The pair of a query's result: as in `domain.command`, except that an export limit is counted in raw values, each worth
+the catalogue's `step_w`. Only the book knows a rating that the registry told, and for families that count in percent
+that is what a step depends on, so it multiplies: limit in W = second * step_w, made whole as `parameters.Scale` does.
+
+Where results carry the id they become `Results`; where the profile says that they do not, `SlotResults`, which name the
+device and the topics only (R26).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -22,10 +25,10 @@ from numpy.typing import NDArray
 
 from vpp_dispatch.domain import correlation
 from vpp_dispatch.domain.command import FORCED_ISLANDING, NO_VALUE, U8, Commands, ResultCode, Results
-from vpp_dispatch.domain.device import SHARDS, SN_PATTERN
+from vpp_dispatch.domain.device import SHARDS, SN_PATTERN, shard_of
+from vpp_dispatch.domain.inputs import SlotResults
 from vpp_dispatch.domain.signal import QUERY_BIT, Actuator
-from vpp_dispatch.errors import ConfigurationError
-from vpp_dispatch.goodwe.parameters import ACTUATOR_NAMES, Catalogue, raw_of, value_of
+from vpp_dispatch.goodwe.parameters import ACTUATOR_NAMES, Catalogue
 from vpp_dispatch.goodwe.profile import ActuatorRules, Meaning, Profile
 
 _HEX: Final = np.frombuffer(b"0123456789abcdef", np.uint8)
@@ -75,7 +78,8 @@ class Prepared:
 class Refusal:
     """Bytes that are no result of ours (R8).
 
-    `reason` is stable: undecodable, no_id, foreign_id, wrong_topic, no_code.
+    `reason` is stable: undecodable, no_id, foreign_id, wrong_topic, no_code; of results that carry no id also no_sn and
+    no_actuator.
     """
 
     reason: str
@@ -91,6 +95,19 @@ class DecodedResult(NamedTuple):
     """
 
     id: bytes
+    code: ResultCode
+    accepted: bool
+    first: int
+    second: int
+    at: float
+
+
+class SlotResult(NamedTuple):
+    """One result of a profile whose results carry no id; see `domain.inputs.SlotResults` and `DecodedResult`."""
+
+    sn: str
+    actuator: int
+    single: bool
     code: ResultCode
     accepted: bool
     first: int
@@ -132,6 +149,9 @@ class RefusedRecord:
     detail: str
 
 
+_Decoded = TypeVar("_Decoded")
+
+
 class _Template(NamedTuple):
     """How one actuator's commands are written: `content` is what the digest covers, `head` the message."""
 
@@ -142,18 +162,9 @@ class _Template(NamedTuple):
 
 
 class Codec:
-    """Writes commands and reads results as one profile has it.
-
-    Raises:
-        ConfigurationError: the profile asks for something that is not built.
-    """
+    """Writes commands and reads results as one profile has it. `catalogue` is the same profile's."""
 
     def __init__(self, profile: Profile, catalogue: Catalogue) -> None:
-        if not profile.correlation.echoed:
-            raise ConfigurationError(
-                f"The GoodWe profile {profile.name} has `correlation.echoed = false`; this version joins results by "
-                "the echoed id only. Set it to true if GoodWe returns the id."
-            )
         self.catalogue = catalogue
         topics = profile.topics
         self.request_topics: tuple[str, str, str] = (topics.single_request, topics.multi_request, topics.query_request)
@@ -165,6 +176,8 @@ class Codec:
         self._stages = {None: False, profile.results.applied: False, profile.results.accepted: True}
         self._decoder = _decoder(profile)
         self._parameters = {a: getattr(profile.actuators, name) for a, name in ACTUATOR_NAMES.items()}
+        self._scales = catalogue.scales
+        self._actuator_of = {parameter: a for a, rules in self._parameters.items() for parameter in rules.parameters}
 
     # ------------------------------------------------------------------ commands
 
@@ -246,7 +259,8 @@ class Codec:
         firsts, seconds = commands.first.tolist(), commands.second.tolist()
         values: list[tuple[int, ...]]
         if actuator is Actuator.EMS:
-            values = [(firsts[i], raw_of(seconds[i], rules)) for i in rows]
+            raw_of = self._scales[actuator].raw_of
+            values = [(firsts[i], raw_of(seconds[i])) for i in rows]
             refused.update(
                 {
                     i: f"{commands.sn[i]}: forced islanding is never dispatched"
@@ -257,10 +271,11 @@ class Codec:
         elif actuator is Actuator.EXPORT:
             percent, family_of = self.catalogue.percent_families, self.catalogue.family_of
             rated = commands.rated_w.tolist()
+            raw_of = self._scales[actuator].raw_of
             values = []
             for i in rows:
                 if family_of(commands.sn[i]) not in percent:
-                    values.append((firsts[i], raw_of(seconds[i], rules)))
+                    values.append((firsts[i], raw_of(seconds[i])))
                 elif rated[i] > 0:
                     # Rounded down, never looser than asked; a limit above the rating limits nothing, as 100 % does.
                     values.append((firsts[i], min(seconds[i] * 100 // rated[i], 100)))
@@ -268,8 +283,8 @@ class Codec:
                     values.append((firsts[i], 0))
                     refused[i] = f"{commands.sn[i]} takes its export limit in percent, and its rating is not known"
         elif actuator is Actuator.ACTIVE:
-            scale = rules.scale / 10  # the pair has tenths of a percent
-            values = [(int(firsts[i] * scale + 0.5),) for i in rows]
+            raw_of = self._scales[actuator].raw_of
+            values = [(raw_of(firsts[i]),) for i in rows]
         else:
             values = [(firsts[i],) for i in rows]
         low, high = rules.min, rules.max
@@ -296,13 +311,11 @@ class Codec:
     def decode_result(
         self, role: Role, key: bytes | None, value: bytes | None, appended_at: float
     ) -> DecodedResult | Refusal:
-        """One message of a result topic; `appended_at` epoch seconds. Never raises, whatever the bytes are."""
-        if value is None:
-            return Refusal(reason="undecodable", detail=f"no value under the key {key!r}")
-        try:
-            message = self._decoder(value)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            return Refusal(reason="undecodable", detail=f"no JSON result of the profile's form: {error}")
+        """One message of a result topic that carries its command's id; `appended_at` epoch seconds. Never raises,
+        whatever the bytes are."""
+        message = self._message(key, value)
+        if isinstance(message, Refusal):
+            return message
         id_ = _id_bytes(message.correlation_id)
         if id_ is None:
             return Refusal(reason="no_id", detail="the correlation id is absent or no 128-bit id")
@@ -315,6 +328,48 @@ class Codec:
             return Refusal(reason="wrong_topic", detail=detail)
         if message.code is None:
             return Refusal(reason="no_code", detail=f"{correlation.text(id_)} has no result code")
+        return DecodedResult(id_, *self._outcome(role, kind, message), appended_at)
+
+    def decode_slot_result(
+        self, role: Role, key: bytes | None, value: bytes | None, appended_at: float
+    ) -> SlotResult | Refusal:
+        """One message of a result topic that carries no id: of a device, and of a query by what it lists (R26).
+
+        The SN stands in the message, or else in the record's key. Never raises, whatever the bytes are.
+        """
+        message = self._message(key, value)
+        if isinstance(message, Refusal):
+            return message
+        sn = message.sn
+        if sn is None:
+            sn = (key or b"").decode("utf-8", "replace")
+        if not SN_PATTERN.fullmatch(sn):
+            return Refusal(reason="no_sn", detail="neither the message nor its key has a serial number")
+        listed = {self._actuator_of[p.name] for p in message.parameters or [] if p.name in self._actuator_of}
+        kind = 0
+        if role is Role.QUERY:
+            if len(listed) != 1:
+                return Refusal(reason="no_actuator", detail=f"{sn}: it lists parameters of {len(listed)} actuators")
+            kind = next(iter(listed)) | QUERY_BIT
+        elif any(self._templates[actuator].role is not role for actuator in listed):
+            return Refusal(
+                reason="wrong_topic", detail=f"{sn}: it lists no parameters of a {role.name.lower()} command"
+            )
+        if message.code is None:
+            return Refusal(reason="no_code", detail=f"{sn}: there is no result code")
+        return SlotResult(sn, kind, role is Role.SINGLE, *self._outcome(role, kind, message), appended_at)
+
+    def _message(self, key: bytes | None, value: bytes | None) -> Any:
+        """A result as the profile names its fields, or a Refusal."""
+        if value is None:
+            return Refusal(reason="undecodable", detail=f"no value under the key {key!r}")
+        try:
+            return self._decoder(value)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            return Refusal(reason="undecodable", detail=f"no JSON result of the profile's form: {error}")
+
+    def _outcome(self, role: Role, kind: int, message: Any) -> tuple[ResultCode, bool, int, int]:
+        """(code, accepted, first, second) of a result whose actuator, if it is a query's, is known."""
         code = self._code_of.get(_code_text(message.code), ResultCode.UNKNOWN_CODE)
         accepted = self._stages.get(message.stage)
         if accepted is None:  # a stage that the profile does not know: taken, since "applied" would claim too much
@@ -326,7 +381,7 @@ class Codec:
             first, second = self._pair(Actuator(kind - QUERY_BIT), message.parameters or [])
             if first == NO_VALUE or second == NO_VALUE:
                 code = ResultCode.PARTIAL
-        return DecodedResult(id_, code, accepted, first, second, appended_at)
+        return code, accepted, first, second
 
     def _with_parameters(self, code: ResultCode, parameters: list[Any]) -> ResultCode:
         """PARTIAL where the parameters' own codes say anything else about success than the result's (R26)."""
@@ -353,22 +408,38 @@ class Codec:
         if NO_VALUE in raws:
             return raws[0], raws[1] if len(raws) > 1 else 0
         if actuator is Actuator.EMS:
-            return raws[0], value_of(raws[1], rules)
+            return raws[0], self._scales[actuator].value_of(raws[1])
         if actuator is Actuator.EXPORT:
             return raws[0], raws[1]
         if actuator is Actuator.ACTIVE:
-            return round(raws[0] * 10 / rules.scale), 0
+            return self._scales[actuator].value_of(raws[0]), 0
         return raws[0], 0
 
-    def decode_results(self, records: Iterable[Record]) -> tuple[dict[int, Results], list[RefusedRecord]]:
-        """Results regrouped by shard, in the order of the records, and the records that cannot be used."""
-        good: list[DecodedResult] = []
+    def decode_results(
+        self, records: Iterable[Record]
+    ) -> tuple[Mapping[int, Results | SlotResults], list[RefusedRecord]]:
+        """Results regrouped by shard, in the order of the records, and the records that cannot be used.
+
+        All are `Results`, or all `SlotResults` where the profile says that no id is echoed.
+        """
+        if self.catalogue.echoes:
+            good, bad = self._sort(records, self.decode_result)
+            return by_shard(good), bad
+        slots, bad = self._sort(records, self.decode_slot_result)
+        return slots_by_shard(slots), bad
+
+    def _sort(
+        self,
+        records: Iterable[Record],
+        decode: Callable[[Role, bytes | None, bytes | None, float], _Decoded | Refusal],
+    ) -> tuple[list[_Decoded], list[RefusedRecord]]:
+        good: list[_Decoded] = []
         bad: list[RefusedRecord] = []
-        decode, role_of = self.decode_result, self._role_of
+        role_of = self._role_of
         for record in records:
             at = record.timestamp / 1000
             result = decode(role_of[record.topic], record.key, record.value, at)
-            if isinstance(result, DecodedResult):
+            if not isinstance(result, Refusal):
                 good.append(result)
             else:
                 bad.append(
@@ -384,7 +455,7 @@ class Codec:
                         detail=result.detail,
                     )
                 )
-        return by_shard(good), bad
+        return good, bad
 
 
 def by_shard(results: Sequence[DecodedResult]) -> dict[int, Results]:
@@ -406,6 +477,27 @@ def by_shard(results: Sequence[DecodedResult]) -> dict[int, Results]:
             first=firsts[rows],
             second=seconds[rows],
             at=ats[rows],
+        )
+    return grouped
+
+
+def slots_by_shard(results: Sequence[SlotResult]) -> dict[int, SlotResults]:
+    """As `by_shard`, of results that name only a device: the shard is that of its SN."""
+    rows_of: dict[int, list[SlotResult]] = {}
+    for result in results:
+        rows_of.setdefault(shard_of(result.sn), []).append(result)
+    grouped = {}
+    for shard, rows in rows_of.items():
+        sns, actuators, singles, codes, accepted, firsts, seconds, ats = zip(*rows, strict=True)
+        grouped[shard] = SlotResults(
+            sn=list(sns),
+            actuator=np.array(actuators, np.uint8),
+            single=np.array(singles, np.bool_),
+            code=np.array(codes, np.uint8),
+            accepted=np.array(accepted, np.bool_),
+            first=np.array(firsts, np.int32),
+            second=np.array(seconds, np.int32),
+            at=np.array(ats, np.float64),
         )
     return grouped
 
@@ -441,10 +533,16 @@ def _decoder(profile: Profile) -> Callable[[bytes], Any]:
         ],
         gc=False,
     )
+    # What joins a result to its command; the other is skipped, so that whatever stands there refuses nothing.
+    identity = (
+        ("correlation_id", str | None, msgspec.field(name=f.correlation_id, default=None))
+        if profile.correlation.echoed
+        else ("sn", str | None, msgspec.field(name=f.sn, default=None))
+    )
     result = msgspec.defstruct(
         "Result",
         [
-            ("correlation_id", str | None, msgspec.field(name=f.correlation_id, default=None)),
+            identity,
             ("code", str | int | None, msgspec.field(name=f.code, default=None)),
             ("stage", str | None, msgspec.field(name=f.stage, default=None)),
             ("parameters", list[parameter] | None, msgspec.field(name=f.parameters, default=None)),  # type: ignore[valid-type]

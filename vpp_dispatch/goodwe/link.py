@@ -30,6 +30,7 @@ from aiokafka.protocol.admin import ApiVersionRequest
 from numpy.typing import NDArray
 
 from vpp_dispatch.domain.command import U32, Commands, Results
+from vpp_dispatch.domain.inputs import SlotResults
 from vpp_dispatch.errors import NotReachable
 from vpp_dispatch.goodwe.codec import Codec, Prepared, RefusedRecord
 from vpp_dispatch.goodwe.profile import Profile
@@ -49,7 +50,7 @@ STOP_S: Final = 5.0
 
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
-Deliver = Callable[[dict[int, Results]], Awaitable[None]]
+Deliver = Callable[[Mapping[int, Results | SlotResults]], Awaitable[None]]
 Refuse = Callable[[list[RefusedRecord]], Awaitable[None]]
 
 

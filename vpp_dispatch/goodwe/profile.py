@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError
 
+from vpp_dispatch.domain.command import FORCED_ISLANDING
 from vpp_dispatch.errors import ConfigurationError
+from vpp_dispatch.goodwe.complaints import Part, like, sentences, twice
 
 PROFILES: Final = Path(__file__).resolve().parent / "profiles"
 SCHEMA_ID: Final = "urn:vpp-dispatch:schema:goodwe-profile:v1"
@@ -29,6 +31,9 @@ Series = Annotated[str, StringConstraints(pattern=r"^[0-9A-Z]{3}$")]
 Code = Annotated[str, StringConstraints(min_length=1, max_length=40)]
 Raw = Annotated[int, Field(ge=-(2**31) + 1, le=2**31 - 1)]
 """A raw parameter value; the lowest i4 is kept for "nothing was read"."""
+
+UNITY: Final = 100
+"""The raw power factor of cos phi 1."""
 
 ActuatorName = Literal["ems", "export", "active", "reactive"]
 PARAMETERS: Final[Mapping[str, tuple[str, int]]] = {
@@ -52,55 +57,58 @@ class Meaning(StrEnum):
     FAILED = "failed"
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Topics(_Part):
+class Topics(Part):
     """The six topics of the Batch Remote Control API."""
 
     single_request: Topic
+    """commands of one parameter: actuators active and reactive"""
     single_result: Topic
     multi_request: Topic
+    """commands of several parameters: actuators ems and export"""
     multi_result: Topic
     query_request: Topic
+    """queries of any actuator"""
     query_result: Topic
 
-    @model_validator(mode="after")
-    def _distinct(self) -> Self:
-        names = list(self.__dict__.values())
-        if len(set(names)) != len(names):
-            raise ValueError("the six topics have to differ")
-        return self
+    def _complaints(self) -> Iterator[tuple[str, str]]:
+        for name in twice(list(self.__dict__.values())):
+            yield "", f"the six topics have to differ, but {name} stands there more than once"
 
 
-class Fields(_Part):
+class Fields(Part):
     """Field names of the JSON messages on the six topics."""
 
     correlation_id: Name
+    """request, and result if echoed: the id"""
     sn: Name
+    """request and result: the serial number"""
     parameter: Name
     """single: one object"""
     parameters: Name
     """multi: a list of objects; query: a list of names; result: a list of objects"""
     name: Name
+    """inside a parameter: its name"""
     value: Name
+    """inside a parameter: its raw value"""
     timestamp: Name
     """epoch milliseconds"""
     code: Name
+    """result, and inside each of its parameters: the result code"""
     message: Name
+    """result: text for people"""
     stage: Name
+    """result: accepted or applied"""
 
-    @model_validator(mode="after")
-    def _distinct(self) -> Self:
-        request = [self.correlation_id, self.sn, self.parameter, self.parameters, self.timestamp]
-        for names in ([*request, self.code, self.message, self.stage], [self.name, self.value, self.code]):
-            if len(set(names)) != len(names):
-                raise ValueError("two fields of one object have the same name")
-        return self
+    def _complaints(self) -> Iterator[tuple[str, str]]:
+        request = ("correlation_id", "sn", "parameter", "parameters", "timestamp")
+        for keys in ((*request, "code", "message", "stage"), ("name", "value", "code")):
+            names = [getattr(self, key) for key in keys]
+            for name in twice(names):
+                same = " and ".join(key for key in keys if getattr(self, key) == name)
+                yield "", f'two fields of one object have the same name: {same} are both "{name}"; give each its own'
 
 
-class Correlation(_Part):
+class Correlation(Part):
     """How results name their command."""
 
     echoed: bool
@@ -109,20 +117,26 @@ class Correlation(_Part):
     """uuid: 8-4-4-4-12; hex: 32 digits"""
 
 
-class ResultRules(_Part):
+class ResultRules(Part):
     """What results look like."""
 
     per_command: Literal[1, 2]
     """2: one `accepted`, then one `applied`"""
     code_type: Literal["string", "integer"]
+    """the type of result codes"""
     accepted: Name
+    """the stage of a result whose command was only taken"""
     applied: Name
     """also the meaning of an absent stage"""
     max_parameters: Annotated[int, Field(ge=1)]
     """of one multi-parameter command"""
 
+    def _complaints(self) -> Iterator[tuple[str, str]]:
+        if self.accepted == self.applied:
+            yield "", f'`accepted` and `applied` are both "{self.applied}": they have to differ'
 
-class EmsModes(_Part):
+
+class EmsModes(Part):
     """EMS Power Mode codes. Forced islanding (7) is none of them: it is never dispatched."""
 
     auto: Raw
@@ -132,14 +146,16 @@ class EmsModes(_Part):
     charge: Raw
     discharge: Raw
 
-    @model_validator(mode="after")
-    def _distinct(self) -> Self:
-        if len(set(self.__dict__.values())) != len(self.__dict__):
-            raise ValueError("two EMS modes have the same code")
-        return self
+    def _complaints(self) -> Iterator[tuple[str, str]]:
+        for code in twice(list(self.__dict__.values())):
+            same = " and ".join(name for name, value in self.__dict__.items() if value == code)
+            yield "", f"two EMS modes have the same code: {same} are both {code}"
+        for name, code in self.__dict__.items():
+            if code == FORCED_ISLANDING:
+                yield name, f"{code} is forced islanding, which is never dispatched; name another code"
 
 
-class ActuatorRules(_Part):
+class ActuatorRules(Part):
     """The parameter set of one actuator."""
 
     command: Literal["single", "multi"]
@@ -148,53 +164,87 @@ class ActuatorRules(_Part):
     """smallest raw value of each parameter"""
     max: list[Raw]
     """largest raw value of each parameter"""
-    scale: Annotated[float, Field(gt=0)] = 1.0
-    """raw = value * scale, of the last parameter; W for ems and export, percent of the rating for active"""
+    scale: Annotated[float, Field(ge=0.0001, le=1000)] = 1.0
+    """raw = value * scale, of the last parameter; W for ems and export, percent of the rating for active; at most four
+    digits that count"""
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _complaints(self) -> Iterator[tuple[str, str]]:
         if not len(self.parameters) == len(self.min) == len(self.max):
-            raise ValueError("`parameters`, `min` and `max` need one entry for each parameter")
-        if any(low > high for low, high in zip(self.min, self.max, strict=True)):
-            raise ValueError("a `min` is above its `max`")
-        if len(set(self.parameters)) != len(self.parameters):
-            raise ValueError("the same parameter twice")
-        return self
+            yield (
+                "",
+                f"`parameters` has {len(self.parameters)}, `min` {len(self.min)} and `max` {len(self.max)}: "
+                "they need one entry for each parameter",
+            )
+        elif above := [name for name, low, high in zip(self.parameters, self.min, self.max, strict=True) if low > high]:
+            yield "", f"a `min` is above its `max`: that of {', '.join(above)}"
+        if same := twice(self.parameters):
+            yield "parameters", f"the same parameter twice: {', '.join(map(str, same))}"
+        if float(f"{self.scale:.4g}") != self.scale:
+            yield "scale", f"{self.scale!r} has more than four digits that count; round it, as 0.3333 for a third"
 
 
-class Actuators(_Part):
-    """What each actuator is to GoodWe."""
+class Actuators(Part):
+    """The four actuators."""
 
     ems: ActuatorRules
+    """mode, power"""
     export: ActuatorRules
+    """enable 0 or 1, limit"""
     active: ActuatorRules
+    """limit in percent of the rating"""
     reactive: ActuatorRules
+    """power factor, raw: 100 = unity, 80 to 99 over, 1 to 20 under"""
 
-    @model_validator(mode="after")
-    def _one_topic_one_set(self) -> Self:
+    def _complaints(self) -> Iterator[tuple[str, str]]:
         for name, (command, count) in PARAMETERS.items():
             rules: ActuatorRules = getattr(self, name)
             if rules.command != command or len(rules.parameters) != count:
-                raise ValueError(f"{name} has to be a {command} command with {count} parameter(s) (R20)")
-        names = [parameter for rules in self.__dict__.values() for parameter in rules.parameters]
-        if len(set(names)) != len(names):
-            raise ValueError("two actuators share a parameter (R20)")
-        return self
+                yield name, f"{name} has to be a {command} command with {count} parameter(s) (R20)"
+                return
+        if same := twice([parameter for rules in self.__dict__.values() for parameter in rules.parameters]):
+            yield (
+                "",
+                (
+                    f"two actuators share a parameter: {', '.join(map(str, same))}. Each belongs to one, so that set "
+                    "and release go one way, and a result tells whose it is (R20, R26)"
+                ),
+            )
+        if not self.export.min[0] <= 0 <= 1 <= self.export.max[0]:
+            yield "export", "`min` and `max` of the first parameter do not let 0 (off) and 1 (on) through"
+        whole = round(100 * self.active.scale)
+        if not self.active.min[0] <= whole <= self.active.max[0]:
+            yield (
+                "active",
+                (
+                    f"100 % is raw {whole} at scale {self.active.scale:g}, outside {self.active.min[0]}.."
+                    f"{self.active.max[0]}: correct `scale`, or `min` and `max`"
+                ),
+            )
+        if self.reactive.scale != 1:
+            yield "reactive.scale", "a power factor has no scale: take the key out"
+        if not self.reactive.min[0] <= UNITY <= self.reactive.max[0]:
+            yield "reactive", f"`min` and `max` do not let unity through, which is raw {UNITY}"
 
 
-class Family(_Part):
+class Family(Part):
     """Devices of some series: characters 6 to 8 of the SN."""
 
     name: Name
+    """for people"""
     series: Annotated[list[Series], Field(min_length=1)]
     actuators: list[ActuatorName]
     """what a device of the family takes"""
     battery: bool
+    """whether it has one; needed for ems"""
     export_unit: Literal["w", "percent"]
     """percent: of the rating"""
 
+    def _complaints(self) -> Iterator[tuple[str, str]]:
+        if "ems" in self.actuators and not self.battery:
+            yield "", f"family {self.name} takes `ems` but has no battery: set `battery`, or take `ems` out"
 
-class FamilyDefaults(_Part):
+
+class FamilyDefaults(Part):
     """Raw values that an actuator returns to where neither the registry nor a query tells (R37, only if allowed)."""
 
     ems: Annotated[list[Raw], Field(min_length=2, max_length=2)]
@@ -203,7 +253,7 @@ class FamilyDefaults(_Part):
     reactive: Annotated[list[Raw], Field(min_length=1, max_length=1)]
 
 
-class RealTimeEnvelope(_Part):
+class RealTimeEnvelope(Part):
     """Field names around the rows of the Real-Time Data API."""
 
     account: Name = "account"
@@ -217,8 +267,18 @@ class RealTimeEnvelope(_Part):
     page: Name = "page"
     page_size: Name = "pageSize"
 
+    def _complaints(self) -> Iterator[tuple[str, str]]:
+        for keys in (
+            ("account", "password"),
+            ("sns", "page", "page_size"),
+            ("code", "message", "data"),
+            ("total", "rows"),
+        ):
+            for name in twice([getattr(self, key) for key in keys]):
+                yield "", f'two fields of one object have the same name: "{name}" among {", ".join(keys)}'
 
-class RealTimeInterface(_Part):
+
+class RealTimeInterface(Part):
     """One of the seven interfaces: its name in the path, and the name of each field that is called otherwise here."""
 
     name: Name
@@ -226,7 +286,25 @@ class RealTimeInterface(_Part):
     """our name -> theirs; a field that is not named is called the same"""
 
 
-class RealTimeInterfaces(_Part):
+INTERFACE_FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "authorized": ("sn", "authorized_at", "expires_at"),
+    "bms": (
+        *("sn", "time", "soc", "soh", "power", "voltage", "current", "temperature", "status"),
+        *("charge_limit_a", "discharge_limit_a"),
+    ),
+    "grid_status": ("sn", "time", "grid_mode", "work_mode", "voltage", "frequency"),
+    "alarms": ("sn", "time", "error_bits", "diagnostic_bits"),
+    "operation": (
+        *("sn", "time", "online", "pv_power", "grid_power", "load_power", "battery_power", "ac_power", "ems_mode"),
+        *("ems_power", "export_limit_enabled", "export_limit", "active_power_limit", "power_factor"),
+    ),
+    "production": ("sn", "time", "today", "total"),
+    "station": ("sn", "time", "station_name", "area", "capacity", "battery_capacity", "firmware"),
+}
+"""Our names of what an interface tells."""
+
+
+class RealTimeInterfaces(Part):
     """The seven interfaces of the Real-Time Data API."""
 
     authorized: RealTimeInterface
@@ -237,15 +315,34 @@ class RealTimeInterfaces(_Part):
     production: RealTimeInterface
     station: RealTimeInterface
 
+    def names(self, interface: str) -> list[str]:
+        """Their names of an interface's fields."""
+        renamed = getattr(self, interface).fields
+        return [renamed.get(field, field) for field in INTERFACE_FIELDS[interface]]
 
-class ModeCodes(_Part):
+    def _complaints(self) -> Iterator[tuple[str, str]]:
+        if same := twice([interface.name for interface in self.__dict__.values()]):
+            yield "", f"two interfaces have the same name: {', '.join(map(str, same))}"
+        for key, interface in self.__dict__.items():
+            for field in interface.fields:
+                if field not in INTERFACE_FIELDS[key]:
+                    yield (
+                        f"{key}.fields.{field}",
+                        f"no field of this interface; ours are {', '.join(INTERFACE_FIELDS[key])}, "
+                        "and theirs stands right of the =",
+                    )
+            if same := twice(self.names(key)):
+                yield f"{key}.fields", f"two fields have the same name: {', '.join(map(str, same))}"
+
+
+class ModeCodes(Part):
     """Codes of grid-status by which a device counts as something; in each field any of them is enough."""
 
     work_mode: list[int] = Field(default_factory=list)
     grid_mode: list[int] = Field(default_factory=list)
 
 
-class RealTimeModes(_Part):
+class RealTimeModes(Part):
     """What the modes of grid-status mean (R18). With no codes at all, grid-status is not read and nothing is known."""
 
     off_grid: ModeCodes = ModeCodes()
@@ -254,7 +351,7 @@ class RealTimeModes(_Part):
     """the device reports a fault of its own"""
 
 
-class RealTime(_Part):
+class RealTime(Part):
     """The Real-Time Data API."""
 
     token_path: Annotated[str, StringConstraints(pattern=r"^/")]
@@ -282,10 +379,26 @@ class RealTime(_Part):
     factors: dict[Name, float] = Field(default_factory=dict)
     """factors that bring a field to our signs and units, by their field name"""
     modes: RealTimeModes = RealTimeModes()
+    """what the modes of grid-status mean"""
     interfaces: RealTimeInterfaces
 
+    def _complaints(self) -> Iterator[tuple[str, str]]:
+        if self.token_field == self.expires_field:
+            yield "", f'`token_field` and `expires_field` are both "{self.token_field}"'
+        lists = ("success_codes", "token_expired_codes", "rate_limit_codes")
+        for code in twice([code for name in lists for code in set(getattr(self, name))]):
+            yield "", f"the code {code} stands in two of {', '.join(lists)}: it can mean one thing only"
+        known = {name for key in INTERFACE_FIELDS for name in self.interfaces.names(key)}
+        for table in ("sentinels", "factors"):
+            for name in getattr(self, table):
+                if name not in known:
+                    yield f"{table}.{name}", f"no interface has a field of that name{like(name, known)}"
+        for name, factor in self.factors.items():
+            if factor == 0:
+                yield f"factors.{name}", "a factor of 0 would make everything 0"
 
-class Profile(_Part):
+
+class Profile(Part):
     """One version of the contract with GoodWe."""
 
     name: Name
@@ -306,38 +419,50 @@ class Profile(_Part):
     family_defaults: FamilyDefaults
     realtime: RealTime
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _complaints(self) -> Iterator[tuple[str, str]]:
         if Meaning.SUCCESS not in self.codes.values():
-            raise ValueError("no code means `success`")
-        if self.results.code_type == "integer" and not all(_is_integer(code) for code in self.codes):
-            raise ValueError("`results.code_type` is integer, but a code is none")
-        series = [name for family in self.families for name in family.series]
-        twice = sorted({name for name in series if series.count(name) > 1})
-        if twice:
-            raise ValueError(f"series in two families: {', '.join(twice)}")
-        for family in self.families:
-            if "ems" in family.actuators and not family.battery:
-                raise ValueError(f"family {family.name} takes `ems` but has no battery")
+            yield "codes", "no code means `success`: every command would count as failed"
+        if self.results.code_type == "integer":
+            for code in self.codes:
+                if not _is_integer(code):
+                    yield (
+                        f"codes.{code}",
+                        (
+                            "`results.code_type` is integer, but this is none as GoodWe would write it: no letters, no "
+                            "leading zeros"
+                        ),
+                    )
+        if same := twice([name for family in self.families for name in family.series]):
+            yield "families", f"series in two families: {', '.join(map(str, same))}; leave each in one"
+        if same := twice([family.name for family in self.families]):
+            yield "families", f"two families have the same name: {', '.join(map(str, same))}"
         most = max(len(rules.parameters) for rules in self.actuators.__dict__.values())
         if most > self.results.max_parameters:
-            raise ValueError(f"`results.max_parameters` is below {most}, the parameters of one actuator")
+            yield "results.max_parameters", f"`results.max_parameters` is below {most}, the parameters of one actuator"
         for name, rules in self.actuators.__dict__.items():
             raws = getattr(self.family_defaults, name)
             if any(not low <= raw <= high for raw, low, high in zip(raws, rules.min, rules.max, strict=True)):
-                raise ValueError(f"the family default of {name} is outside `min` and `max`")
-        modes = self.ems_modes.__dict__.values()
-        if any(not self.actuators.ems.min[0] <= mode <= self.actuators.ems.max[0] for mode in modes):
-            raise ValueError("an EMS mode is outside `min` and `max` of the ems actuator")
-        return self
+                yield (
+                    f"family_defaults.{name}",
+                    (
+                        f"the family default of {name} is outside `min` {rules.min} and `max` {rules.max} of its "
+                        "actuator"
+                    ),
+                )
+        if self.family_defaults.ems[0] == FORCED_ISLANDING:
+            yield "family_defaults.ems", f"{FORCED_ISLANDING} is forced islanding: no device is returned to it"
+        low, high = self.actuators.ems.min[0], self.actuators.ems.max[0]
+        for name, mode in self.ems_modes.__dict__.items():
+            if not low <= mode <= high:
+                yield f"ems_modes.{name}", f"an EMS mode is outside `min` {low} and `max` {high} of the ems actuator"
 
 
 def _is_integer(text: str) -> bool:
+    """Whether a number that is written like this comes back as the same text."""
     try:
-        int(text)
+        return str(int(text)) == text
     except ValueError:
         return False
-    return True
 
 
 def parse_profile(data: Mapping[str, Any], origin: str) -> Profile:
@@ -349,14 +474,10 @@ def parse_profile(data: Mapping[str, Any], origin: str) -> Profile:
     try:
         return Profile.model_validate(data)
     except ValidationError as error:
-        complaints = [
-            f"{'.'.join(str(part) for part in e['loc']) or 'the profile'}: "
-            + ("this key is not known" if e["type"] == "extra_forbidden" else e["msg"].removeprefix("Value error, "))
-            for e in error.errors(include_url=False, include_input=False)
-        ]
+        listed = "\n".join(f"  {text}" for text in sentences(error, data, Profile))
         raise ConfigurationError(
-            f"The GoodWe profile {origin} cannot be used: {'; '.join(complaints)}. Correct the file; its form is "
-            "described by schemas/goodwe-profile.v1.json, and the built-in `goodwe` is an example."
+            f"The GoodWe profile {origin} cannot be used:\n{listed}\nCorrect the file; its form is described by "
+            "docs/profile-guide.md and schemas/goodwe-profile.v1.json, and the built-in `goodwe` is an example."
         ) from None
 
 

@@ -15,7 +15,6 @@ from tests.unit.goodwe.batches import HYBRID, NOW, PERCENT, Rec, answer, command
 from vpp_dispatch.domain import correlation
 from vpp_dispatch.domain.command import NO_VALUE, ResultCode
 from vpp_dispatch.domain.signal import QUERY_BIT, Actuator
-from vpp_dispatch.errors import ConfigurationError
 from vpp_dispatch.goodwe.codec import Codec, DecodedResult, Refusal, Role
 from vpp_dispatch.goodwe.parameters import Catalogue
 from vpp_dispatch.goodwe.profile import PROFILES, Profile, load_profile, parse_profile
@@ -159,10 +158,6 @@ class TestCommands:
     def test_a_scale_rounds_towards_less_power(self) -> None:
         codec = _other(actuators={"ems": PROFILE.actuators.ems.model_dump() | {"scale": 0.01}})
         assert json.loads(_one((EMS, HYBRID, 12, 4878), codec))["parameters"][1]["value"] == 48
-
-    def test_an_id_that_is_not_echoed_is_refused_at_start(self) -> None:
-        with pytest.raises(ConfigurationError, match=r"correlation\.echoed"):
-            _other(correlation={"echoed": False})
 
 
 class TestResults:
