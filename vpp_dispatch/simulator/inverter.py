@@ -108,7 +108,7 @@ class Inverters:
         self.settings = np.repeat(np.array(profile.neutral, dtype=np.int64)[:, None], n, axis=1)
         # A limit that is off is stored above 0: switching it on must not mean zero export by accident.
         scale = profile.columns[EXPORT_LIMIT].scale
-        self.settings[EXPORT_LIMIT] = np.where(self.export_percent, 100 * scale, self.rated_w * scale).astype(np.int64)
+        self.settings[EXPORT_LIMIT] = np.where(self.export_percent, 100, self.rated_w * scale).astype(np.int64)
         for row, device in enumerate(devices):
             if device.default:
                 self._start_with(row, device)
@@ -117,14 +117,16 @@ class Inverters:
     def _start_with(self, row: int, device: Device) -> None:
         default, columns = device.default, self.profile.columns
         if (limit_w := default.get("export_limit_w")) is not None:
-            value = limit_w * 100 / device.rated_w if self.export_percent[row] else limit_w
+            percent, scale = self.export_percent[row], columns[EXPORT_LIMIT].scale
             self.settings[EXPORT_ENABLED, row] = 1
-            self.settings[EXPORT_LIMIT, row] = math.floor(value * columns[EXPORT_LIMIT].scale)
+            self.settings[EXPORT_LIMIT, row] = (
+                limit_w * 100 // device.rated_w if percent else math.floor(limit_w * scale + 1e-6)
+            )
         if (mode := default.get("ems_mode")) is not None:
             self.settings[MODE, row] = mode
-            self.settings[POWER, row] = round(default.get("ems_power_w", 0) * columns[POWER].scale)
-        if (percent := default.get("active_percent")) is not None:
-            self.settings[ACTIVE_LIMIT, row] = round(percent * columns[ACTIVE_LIMIT].scale)
+            self.settings[POWER, row] = math.floor(default.get("ems_power_w", 0) * columns[POWER].scale + 1e-6)
+        if (share := default.get("active_percent")) is not None:
+            self.settings[ACTIVE_LIMIT, row] = round(share * columns[ACTIVE_LIMIT].scale)
         if (factor := default.get("power_factor")) is not None:
             self.settings[POWER_FACTOR, row] = factor
 
@@ -150,7 +152,7 @@ class Inverters:
             return "value"
         if column == POWER and value > self.rated_w[row] * rule.scale * _POWER_MARGIN:
             return "value"
-        if column == EXPORT_LIMIT and self.export_percent[row] and value > 100 * rule.scale:
+        if column == EXPORT_LIMIT and self.export_percent[row] and value > 100:
             return "value"
         if column == POWER_FACTOR and 20 < value < 80:
             return "value"
@@ -232,8 +234,8 @@ class Inverters:
         # Limits take from the battery first and then really curtail PV.
         active = rated * self.settings[ACTIVE_LIMIT, rows] / (100 * self.profile.columns[ACTIVE_LIMIT].scale)
         pv, battery = _cut(pv, battery, pv + battery - active)
-        limit = self.settings[EXPORT_LIMIT, rows] / self.profile.columns[EXPORT_LIMIT].scale
-        limit = np.where(self.export_percent[rows], rated * limit / 100, limit)
+        raw = self.settings[EXPORT_LIMIT, rows]
+        limit = np.where(self.export_percent[rows], rated * raw / 100, raw / self.profile.columns[EXPORT_LIMIT].scale)
         off_grid = (mode == _OFF_GRID) | (self.grid_mode[rows] != 1)
         limit = np.where(off_grid, 0.0, np.where(self.settings[EXPORT_ENABLED, rows] == 1, limit, np.inf))
         pv, battery = _cut(pv, battery, pv + battery - load - limit)

@@ -37,6 +37,26 @@ UNNAMED_MODES: Final = (2, 3, 4, 5, 6, 7, 255)
 ROLES: Final = ("single", "multi", "query")
 
 
+# The interfaces of the Real-Time Data API as the simulator names them, and as a profile does.
+INTERFACES: Final[Mapping[str, str]] = {
+    "authorized-sns": "authorized",
+    "bms": "bms",
+    "grid-status": "grid_status",
+    "alarms": "alarms",
+    "operation": "operation",
+    "production": "production",
+    "station": "station",
+}
+# What the inverter's modes of grid-status mean: not connected, grid fault; off-grid, fault.
+MEANINGS: Final[Mapping[tuple[str, int], str]] = {
+    ("grid_mode", 0): "off_grid",
+    ("grid_mode", 2): "off_grid",
+    ("work_mode", 2): "off_grid",
+    ("work_mode", 3): "faulted",
+}
+TIMES: Final = ("time", "authorized_at", "expires_at")
+
+
 class ProfileError(ValueError):
     """The profile file lacks something the simulator needs."""
 
@@ -70,6 +90,69 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RealTime:
+    """How the Real-Time Data API is spoken: our names and units in, theirs out, and their requests understood.
+
+    Attributes:
+        paths: the path of each of INTERFACES, by our name for it.
+        envelope: their name of each field around the rows, by ours.
+    """
+
+    token_path: str
+    paths: Mapping[str, str]
+    page_size: int
+    token_field: str
+    expires_field: str
+    success_code: str
+    token_expired_code: str
+    rate_limit_code: str
+    time_unit_s: float
+    header: str
+    header_value: str
+    envelope: Mapping[str, str]
+    fields: Mapping[str, Mapping[str, str]]
+    sentinels: Mapping[str, float]
+    factors: Mapping[str, float]
+    modes: Mapping[str, Mapping[str, list[int]]]
+
+    def answer(self, code: str, message: str, data: Any) -> dict[str, Any]:
+        """An answer in its envelope."""
+        name = self.envelope
+        return {name["code"]: code, name["message"]: message, name["data"]: data}
+
+    def page(self, total: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """The data of an answer with rows."""
+        return {self.envelope["total"]: total, self.envelope["rows"]: rows}
+
+    def token_of(self, header: str) -> str:
+        """The token in the header's value; empty if that has another form."""
+        before, _, after = self.header_value.partition("{token}")
+        fits = header.startswith(before) and header.endswith(after) and len(header) >= len(before) + len(after)
+        return header[len(before) : len(header) - len(after)] if fits else ""
+
+    def row(self, interface: str, ours: Mapping[str, Any]) -> dict[str, Any]:
+        """One row as they write it: names, units and signs, times, what stands for "no value", codes of modes."""
+        names = self.fields[interface]
+        theirs: dict[str, Any] = {}
+        for field, value in ours.items():
+            name = names.get(field, field)
+            if value is None:
+                value = self.sentinels.get(name)
+            elif field in TIMES:
+                value = int(value / self.time_unit_s)
+            elif name in self.factors and not isinstance(value, bool):
+                value = round(value / self.factors[name], 6)
+                value = int(value) if value == int(value) else value
+            theirs[name] = value
+        return theirs
+
+    def mode(self, field: str, ours: int) -> int:
+        """Their code of a mode of grid-status, where the profile names codes for what it means; else ours."""
+        codes = self.modes.get(MEANINGS.get((field, ours), ""), {}).get(field, [])
+        return codes[0] if codes and ours not in codes else ours
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
     """The contract. `codes` maps a meaning (`offline`) to GoodWe's code, `meanings` the other way round."""
 
@@ -91,15 +174,7 @@ class Profile:
     families: tuple[Family, ...]
     ratings: Mapping[str, int]
     neutral: tuple[int, ...]
-    token_path: str
-    realtime_path: str
-    page_size: int
-    token_field: str
-    expires_field: str
-    token_expired_code: str
-    rate_limit_code: str
-    sentinels: Mapping[str, float]
-    factors: Mapping[str, float]
+    realtime: RealTime
 
     def family_of(self, sn: str) -> Family | None:
         """The family by characters 6 to 8 of the SN, or None for an unknown series."""
@@ -156,6 +231,40 @@ def _columns(actuators: Mapping[str, Mapping[str, Any]]) -> tuple[Column, ...]:
     return tuple(columns)
 
 
+def _realtime(table: Mapping[str, Any]) -> RealTime:
+    envelope = {
+        "account": "account",
+        "password": "password",
+        "code": "code",
+        "message": "msg",
+        "data": "data",
+        "total": "total",
+        "rows": "list",
+        "sns": "sns",
+        "page": "page",
+        "page_size": "pageSize",
+    }
+    interfaces = {name: table["interfaces"][key] for name, key in INTERFACES.items()}
+    return RealTime(
+        token_path=table["token_path"],
+        paths={name: table["path"].replace("{name}", each["name"]) for name, each in interfaces.items()},
+        page_size=table["page_size"],
+        token_field=table["token_field"],
+        expires_field=table["expires_field"],
+        success_code=table["success_codes"][0],
+        token_expired_code=table["token_expired_codes"][0],
+        rate_limit_code=table["rate_limit_codes"][0],
+        time_unit_s=table.get("time_unit_s", 0.001),
+        header=table.get("header", "Authorization"),
+        header_value=table.get("header_value", "Bearer {token}"),
+        envelope=envelope | table.get("envelope", {}),
+        fields={name: dict(each.get("fields", {})) for name, each in interfaces.items()},
+        sentinels={field: values[0] for field, values in table.get("sentinels", {}).items()},
+        factors=dict(table.get("factors", {})),
+        modes=dict(table.get("modes", {})),
+    )
+
+
 def parse_profile(data: Mapping[str, Any]) -> Profile:
     """Build a profile from a parsed TOML document.
 
@@ -166,7 +275,6 @@ def parse_profile(data: Mapping[str, Any]) -> Profile:
         columns = _columns(data["actuators"])
         named = {wire: MODE_CODES[name] for name, wire in data["ems_modes"].items()}
         modes = {code: code for code in UNNAMED_MODES if code not in named} | named
-        realtime = data["realtime"]
         correlation, results = data["correlation"], data["results"]
         return Profile(
             name=data["name"],
@@ -187,15 +295,7 @@ def parse_profile(data: Mapping[str, Any]) -> Profile:
             families=_families(data["families"]),
             ratings=dict(data.get("ratings", {})),
             neutral=tuple(value for actuator in COLUMNS for value in data["family_defaults"][actuator]),
-            token_path=realtime["token_path"],
-            realtime_path=realtime["path"],
-            page_size=realtime["page_size"],
-            token_field=realtime["token_field"],
-            expires_field=realtime["expires_field"],
-            token_expired_code=realtime["token_expired_codes"][0],
-            rate_limit_code=realtime["rate_limit_codes"][0],
-            sentinels={field: values[0] for field, values in realtime.get("sentinels", {}).items()},
-            factors=dict(realtime.get("factors", {})),
+            realtime=_realtime(data["realtime"]),
         )
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ProfileError(f"the profile cannot be used: {type(error).__name__} {error}") from error
