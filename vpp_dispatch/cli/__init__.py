@@ -8,11 +8,13 @@ from pathlib import Path
 import click
 from click.shell_completion import get_completion_class
 
+from vpp_dispatch.cli.abort import abort
 from vpp_dispatch.cli.base import EXIT_CODES, Commands, Failed, Refused, complete, config_option, load
 from vpp_dispatch.cli.fleet import fleet
 from vpp_dispatch.cli.preflight import preflight
 from vpp_dispatch.cli.release import release
 from vpp_dispatch.cli.signal import signal
+from vpp_dispatch.cli.switch import switch
 from vpp_dispatch.errors import ConfigurationError, VppDispatchError
 
 RUN_EXIT_CODES = EXIT_CODES.replace("0  done", "0  stopped as asked, by SIGTERM or SIGINT")
@@ -39,7 +41,8 @@ def main() -> None:
     \b
     The service     config check, preflight, run
     A fleet         fleet import, fleet show, fleet export
-    A signal        signal send, signal watch, signal cancel
+    A signal        signal send, signal watch, signal cancel, signal release
+    In trouble      signal abort, switch releases-only, switch drain, release --from
     Without GoodWe  simulate
 
     Settings are environment variables VPP_DISPATCH_..., or a TOML file; docs/configuration.md has all of them.
@@ -121,5 +124,6 @@ def completion(shell: str) -> None:
     click.echo(made(main, {}, "vpp-dispatch", "_VPP_DISPATCH_COMPLETE").source())
 
 
-for command in (signal, fleet, preflight, release):
+signal.add_command(abort)
+for command in (signal, fleet, preflight, release, switch):
     main.add_command(command)

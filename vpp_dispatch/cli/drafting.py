@@ -8,9 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
-import click
-
 from vpp_dispatch.cli.base import Refused
+from vpp_dispatch.cli.controls import merged, named_in_tables, unique
 
 if TYPE_CHECKING:
     from vpp_dispatch.domain.signal import Control, Signal
@@ -19,57 +18,8 @@ OPEN_ENDED_EXPIRES_S = 3600
 """An event without an end is not begun later than so long after its start."""
 
 
-class ControlType(click.ParamType):
-    """KIND=VALUE as a control of the contract."""
-
-    name = "control"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
-        if isinstance(value, dict):
-            return value
-        from vpp_dispatch.domain.signal import Kind
-
-        kind, given, text = str(value).partition("=")
-        kind = kind.replace("-", "_")
-        kinds = [k.value for k in Kind]
-        if kind not in kinds:
-            self.fail(f"{kind!r} is no kind of control; there are {', '.join(kinds)}.", param, ctx)
-        control: dict[str, Any] = {"kind": kind}
-        try:
-            if not given:
-                return control
-            if text.startswith("total:"):
-                return control | {"total_w": int(text[6:])}
-            if text.endswith("%"):
-                return control | {"each_percent": float(text[:-1])}
-            if ":" in text:
-                number, _, excitation = text.partition(":")
-                return control | {"cos_phi": float(number), "excitation": excitation}
-            return control | {"each_w": int(text.removesuffix("W"))}
-        except ValueError:
-            self.fail(
-                f"{text!r} is no value: write watts per device (2000), watts in total (total:2000000), percent of the "
-                "rating (60%) or a power factor with its excitation (0.95:over). Tables go by a JSON file.",
-                param,
-                ctx,
-            )
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[click.shell_completion.CompletionItem]:
-        from vpp_dispatch.domain.signal import Kind
-
-        return [click.shell_completion.CompletionItem(k.value) for k in Kind if k.value.startswith(incomplete)]
-
-
 def read_body(file: IO[bytes]) -> dict[str, Any]:
     """The JSON object in a file. Raises Refused."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"{', '.join(twice)} stands twice in one object")
-        return dict(pairs)
 
     named = getattr(file, "name", "<stdin>")
     name = "Standard input" if named == "<stdin>" else named
@@ -94,11 +44,8 @@ def put_options(body: dict[str, Any], given: Mapping[str, Any], now: float) -> N
     if len(ends) > 1:
         raise Refused(f"{' and '.join(ends)} contradict each other: keep one.")
     if given["controls"]:
-        body["controls"] = list(given["controls"])
-    targets = {n: list(given[n]) for n in ("devices", "sites", "groups", "areas") if given[n]}
-    if given["everyone"]:
-        targets["all"] = True  # type: ignore[assignment]
-    if targets:
+        body["controls"] = merged(given["controls"])
+    if targets := targets_of(given) or ("targets" not in body and named_in_tables(body.get("controls"))):
         body["targets"] = targets
     for name in ("start", "end"):
         if given[name] is not None:
@@ -121,6 +68,12 @@ def put_options(body: dict[str, Any], given: Mapping[str, Any], now: float) -> N
             body[name] = given[name]
     if given["test"]:
         body["test"] = True
+
+
+def targets_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The targets that options name; empty = none."""
+    targets: dict[str, Any] = {n: list(given[n]) for n in ("devices", "sites", "groups", "areas") if given[n]}
+    return targets | ({"all": True} if given["everyone"] else {})
 
 
 def _start_of(body: Mapping[str, Any], now: float) -> float:
@@ -186,8 +139,9 @@ def described(decoded: Signal) -> str:
     """A signal in words: what, of whom, when."""
     from vpp_dispatch.operators.envelope import rfc3339
 
+    why = f" ({decoded.reason})" if decoded.reason else ""
     if decoded.action == "cancel":
-        return "cancel" + (f" ({decoded.reason})" if decoded.reason else "")
+        return f"cancel{why}"
     parts = [", ".join(_control(c) for c in decoded.controls) or str(decoded.action)]
     if (t := decoded.targets) is not None:
         named: Sequence[tuple[str, tuple[str, ...]]] = (
@@ -203,7 +157,7 @@ def described(decoded: Signal) -> str:
         start = rfc3339(decoded.start_at) if decoded.start_at is not None else "now"
         parts.append(f"{start} to {rfc3339(decoded.end_at) if decoded.end_at is not None else 'its cancellation'}")
         parts.append(f"priority {decoded.priority}")
-    return ", ".join(parts) + (", a test" if decoded.test else "")
+    return ", ".join(parts) + (", a test" if decoded.test else "") + why
 
 
 def _control(control: Control) -> str:
@@ -216,4 +170,6 @@ def _control(control: Control) -> str:
         return f"{words} {control.each_percent:g} %"
     if control.cos_phi is not None:
         return f"{words} {control.cos_phi:g} {control.excitation}"
-    return words + (" by table" if control.sites_w or control.devices_w else "")
+    if control.sites_w or control.devices_w:
+        return f"{words} by a table of {len(control.sites_w) + len(control.devices_w):,}"
+    return words

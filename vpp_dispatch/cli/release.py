@@ -16,7 +16,7 @@ import click
 from vpp_dispatch.cli.base import DURATION, Failed, Refused, config_option, execute, load, on_terminal
 
 if TYPE_CHECKING:
-    from vpp_dispatch.cli.releasing import Debts
+    from vpp_dispatch.cli.debts import Debts
     from vpp_dispatch.dispatch.held import HeldFound
     from vpp_dispatch.goodwe.codec import Codec
     from vpp_dispatch.settings import Settings
@@ -121,7 +121,7 @@ def release(
     interrupted = False
     try:
         with _telling(as_json=as_json) as told:
-            from vpp_dispatch.cli.releasing import pay
+            from vpp_dispatch.cli.paying import pay
 
             execute(pay(settings, codec, debts, timeout_s=timeout_s, told=told))
     except KeyboardInterrupt:
@@ -144,7 +144,7 @@ def _read(folders: tuple[Path, ...]) -> HeldFound:
 
 
 def _debts(settings: Settings, found: HeldFound, *, family_defaults: bool) -> tuple[Codec, Debts]:
-    from vpp_dispatch.cli.releasing import Debts
+    from vpp_dispatch.cli.debts import Debts
     from vpp_dispatch.errors import ConfigurationError
     from vpp_dispatch.goodwe.codec import Codec
     from vpp_dispatch.goodwe.parameters import Catalogue

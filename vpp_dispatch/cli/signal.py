@@ -1,4 +1,4 @@
-"""`vpp-dispatch signal`: send a dispatch signal by hand, cancel one, watch what becomes of it."""
+"""`vpp-dispatch signal`: a dispatch signal, a release, a cancellation by hand; an abort; and what becomes of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from vpp_dispatch.cli.base import DURATION, MOMENT, Commands, Refused, config_option, execute, load
+from vpp_dispatch.cli.controls import ControlType
 from vpp_dispatch.cli.drafting import (
-    ControlType,
     checked,
     described,
     encoded,
@@ -18,6 +18,7 @@ from vpp_dispatch.cli.drafting import (
     not_too_late,
     put_options,
     read_body,
+    targets_of,
 )
 
 if TYPE_CHECKING:
@@ -46,15 +47,24 @@ Exit codes of a watch:
 """
 
 
-@click.group(cls=Commands, short_help="Send a dispatch signal, cancel it, watch it.")
+RELEASE_EXPIRES_S = 600.0
+"""A release drops what is held when it is read; long after it was sent that may be something else."""
+
+
+@click.group(cls=Commands, short_help="Send, watch, cancel, abort a dispatch signal; release.")
 def signal() -> None:
-    """Send a dispatch signal by hand, cancel it, watch what becomes of it."""
+    """Send a dispatch signal by hand, watch what becomes of it, cancel or abort it, release what it holds."""
 
 
 source_option = click.option("--source", metavar="NAME", help="Who sends it; the source that the topic is bound to.")
 timeout_option = click.option(
     "--timeout", "timeout_s", type=DURATION, metavar="DURATION", help="Stop watching after so long, with exit code 8."
 )
+device_option = click.option("--device", "devices", multiple=True, metavar="SN", help="This inverter. May be repeated.")
+site_option = click.option("--site", "sites", multiple=True, metavar="NAME", help="The inverters of this site.")
+group_option = click.option("--group", "groups", multiple=True, metavar="NAME", help="The inverters of this group.")
+area_option = click.option("--area", "areas", multiple=True, metavar="NAME", help="The inverters of this area.")
+all_option = click.option("--all", "everyone", is_flag=True, help="All inverters.")
 watch_option = click.option("--watch", "follow", is_flag=True, help="Stay and follow it to its end.")
 
 
@@ -88,14 +98,15 @@ def _topic(settings: Settings, source: str | None) -> tuple[str, str]:
     type=ControlType(),
     multiple=True,
     metavar="KIND[=VALUE]",
-    help="What is asked: charge=2000 (W each), discharge=total:2000000 (W), export_limit=1500, standby, "
-    "generation_limit=60%, power_factor=0.95:over. Repeat for another actuator.",
+    help="What is asked: charge=2000 (W each), discharge=total:2000000 (W), export_limit=@limits.csv (a table), "
+    "charge=site:site-0001=3000 (an entry of a table), standby, generation_limit=60%, power_factor=0.95:over. Repeat "
+    "it for another actuator, or for another entry.",
 )
-@click.option("--device", "devices", multiple=True, metavar="SN", help="For this inverter. May be repeated.")
-@click.option("--site", "sites", multiple=True, metavar="NAME", help="For the inverters of this site.")
-@click.option("--group", "groups", multiple=True, metavar="NAME", help="For the inverters of this group.")
-@click.option("--area", "areas", multiple=True, metavar="NAME", help="For the inverters of this area.")
-@click.option("--all", "everyone", is_flag=True, help="For all inverters.")
+@device_option
+@site_option
+@group_option
+@area_option
+@all_option
 @click.option("--start", type=MOMENT, metavar="TIME", help="2026-11-22T11:00:00Z, or +5m from now; absent = at once.")
 @click.option("--end", type=MOMENT, metavar="TIME", help="When everything is put back.")
 @click.option("--for", "lasts_s", type=DURATION, metavar="DURATION", help="Instead of --end: 30m, 1h30m, 90s.")
@@ -120,9 +131,15 @@ def send(file: IO[bytes] | None, config: Path | None, **given: Any) -> None:
     created_at, expires_at. Nothing is sent that the service would refuse by its form. Sending the same JSON twice is
     safe: it counts once.
 
+    A table is a CSV file with the columns site or device, and w, or a JSON file {"sites": {...}, "devices": {...}}.
+    Where all controls go by table and no target is named, the targets are who stands in the tables.
+
     \b
     vpp-dispatch signal send --control export_limit=1500 --group feeder-03 --for 30m --watch
     vpp-dispatch signal send --control charge=2000 --all --start +10m --for 1h --priority 100
+    vpp-dispatch signal send --control export_limit=@limits.csv --for 5m
+    vpp-dispatch signal send --control generation_limit=60% --control power_factor=0.95:under --area west --for 1h
+    vpp-dispatch signal send --control discharge=total:2000000 --all --for 1h --ramp-up 5m --ramp-down 5m
     vpp-dispatch signal send event.json --dry-run
     """
     settings = load(config)
@@ -211,6 +228,9 @@ def cancel(
 
     Source and revision are looked up in what the service answered. An event that was never answered can be cancelled
     too, by --revision (and --source): it then never starts.
+
+    \b
+    vpp-dispatch signal cancel dis-1122-03 --reason "fault cleared" --ramp-down 5m --watch
     """
     from vpp_dispatch.cli.watching import last_known
     from vpp_dispatch.operators.envelope import rfc3339
@@ -242,6 +262,86 @@ def cancel(
     _send(settings, topic, checked(value), value, dry_run=dry_run, follow=follow, timeout_s=timeout_s, as_json=as_json)
 
 
+# ---------------------------------------------------------------------------------------------- release
+
+
+@signal.command(name="release", epilog=WATCH_EXIT_CODES, short_help="Drop what a source holds, and put it back.")
+@click.argument("name", required=False, metavar="[SOURCE/EVENT]")
+@device_option
+@site_option
+@group_option
+@area_option
+@all_option
+@click.option("--reason", metavar="TEXT", help="Why; it goes with the signal.")
+@click.option("--ramp-down", type=DURATION, metavar="DURATION", help="Stagger the releases over it.")
+@click.option(
+    "--expires-in",
+    type=DURATION,
+    default=RELEASE_EXPIRES_S,
+    metavar="DURATION",
+    help="First read later than this it is refused; absent = 10m.",
+)
+@click.option("--revision", type=click.IntRange(min=1), help="1 if absent.")
+@source_option
+@click.option("--dry-run", is_flag=True, help="Check and print it, and send nothing.")
+@watch_option
+@timeout_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines only.")
+@config_option
+def release_command(
+    name: str | None,
+    reason: str | None,
+    ramp_down: float | None,
+    expires_in: float,
+    revision: int | None,
+    source: str | None,
+    dry_run: bool,
+    follow: bool,
+    timeout_s: float | None,
+    as_json: bool,
+    config: Path | None,
+    **given: Any,
+) -> None:
+    """Drop what one source holds on the targets, and put it back: to what others hold, else to the default.
+
+    Its running events go on for the inverters that are not named; its scheduled events stay. The default is asserted
+    even where it is believed to be set. What other sources hold stays. A release is an event of its own: SOURCE/EVENT
+    names it (or EVENT with --source); absent, the name is made from the time.
+
+    \b
+    vpp-dispatch signal release --device 9010KETU000W0001 --reason "owner called" --watch
+    vpp-dispatch signal release gridco-west/rel-1122-01 --group feeder-12 --ramp-down 5m
+    """
+    from vpp_dispatch.operators.envelope import rfc3339
+
+    settings = load(config)
+    targets = targets_of(given)
+    if not targets:
+        raise Refused("Say what is to be released: --device, --site, --group, --area, or --all.")
+    event = None
+    if name is not None:
+        before, slash, event = name.partition("/")
+        if not slash:
+            event = name
+        elif source not in (None, before):
+            raise Refused(f"{name} and --source {source} name two sources: keep one.")
+        else:
+            source = before
+    topic, source = _topic(settings, source)
+    now = time.time()
+    body: dict[str, Any] = {"action": "release", "targets": targets, "expires_at": rfc3339(now + expires_in)}
+    for field, value in (("event_id", event), ("revision", revision), ("reason", reason)):
+        if value is not None:
+            body[field] = value
+    if ramp_down is not None:
+        body["ramp_down_s"] = int(ramp_down)
+    fill_in(body, source, now)
+    bytes_ = encoded(body)
+    _send(
+        settings, topic, checked(bytes_), bytes_, dry_run=dry_run, follow=follow, timeout_s=timeout_s, as_json=as_json
+    )
+
+
 @signal.command(name="watch", epilog=WATCH_EXIT_CODES, short_help="Follow an event to its end.")
 @click.argument("event")
 @source_option
@@ -256,6 +356,10 @@ def watch_command(
 
     On a terminal the table is live; in a pipe there is one line per change. It reads only, and it may be started
     before, during or after the event. Watching takes no part in the event: Ctrl-C does not end it.
+
+    \b
+    vpp-dispatch signal watch dis-1122-03
+    vpp-dispatch signal watch dis-1122-03 --json --timeout 10m | tail -1
     """
     from vpp_dispatch.cli.watching import watch
 

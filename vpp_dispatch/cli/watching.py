@@ -33,6 +33,8 @@ RESPONSE_WAIT_S = 10.0
 """Between the final report and the final response; after it the report alone decides."""
 
 FINAL = (3, 6, 7, 8, 10)
+ABORTED = "aborted"
+"""The reason of the final response of an event that was aborted (R36)."""
 
 REMEDY = {
     252: "the service cannot do this, or this source may not ask for it; the reasons say which",
@@ -89,6 +91,17 @@ class Following:
         self.report = value
         self.final_at = now if value["final"] else None
         return {"report": value}
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the event as it was last accepted has its final report."""
+        accepted = max((r["revision"] for r in self.responses if r["code"] == 1), default=0)
+        return self.report is not None and self.report["final"] and self.report["revision"] >= accepted
+
+    @property
+    def aborted(self) -> bool:
+        """Whether we ended it ourselves (R36)."""
+        return any(ABORTED in r["reasons"] for r in self.responses if r["code"] in FINAL)
 
     @property
     def last_revision(self) -> int:
@@ -178,7 +191,7 @@ def verdict(following: Following, code: int) -> str:
         return f"{name} was refused ({code} {STATUS[code]})."
     devices, release = report["devices"], report["release"]
     did = devices["applied"] + devices["verified"]
-    words = STATUS[code].replace("_", " ")
+    words = "aborted" if following.aborted else STATUS[code].replace("_", " ")
     text = f"{name} is over: {words}, {did:,} of {devices['targeted']:,} inverters did it"
     if left := release["pending"] + release["refused"]:
         return f"{text}. {left:,} are not confirmed as released: the service goes on trying; look at them."
@@ -239,13 +252,19 @@ def _topics(settings: Settings, source: str | None) -> list[str]:
     return [t.responses, t.reports, *settings.responses.topics.values(), *settings.reports.topics.values()]
 
 
-async def last_known(settings: Settings, event_id: str, source: str | None) -> tuple[str, int] | None:
-    """(source, highest revision) of an event that the service answered; None = it never did."""
+async def last_heard(settings: Settings, event_id: str, source: str | None) -> Following:
+    """All that the service told about an event so far."""
     following = Following(event_id, source)
     async with Reader(settings, _topics(settings, source), since=time.time() - LOOK_BACK_S) as reader:
         while not reader.caught_up:
             for entry in await reader.batch():
                 following.hear(entry, 0.0)
+    return following
+
+
+async def last_known(settings: Settings, event_id: str, source: str | None) -> tuple[str, int] | None:
+    """(source, highest revision) of an event that the service answered; None = it never did."""
+    following = await last_heard(settings, event_id, source)
     return (following.source, following.last_revision) if following.source and following.last_revision else None
 
 
@@ -311,11 +330,14 @@ def watch(
     timeout_s: float | None = None,
     as_json: bool = False,
     wanted: int = 3,
+    abort: bool = False,
 ) -> NoReturn:
     """Follows an event to its end and leaves with the exit code that says how it ended.
 
-    `wanted` is the response code that counts as success: 3, or 6 where a cancellation is watched.
+    `wanted` is the response code that counts as success: 3, or 6 where a cancellation is watched. With `abort` that is
+    any end that has this reason.
     """
+    goes_on = "what was recorded will be taken by the first worker that runs" if abort else "it goes its way"
     following = Following(event_id, source, revision)
     teller = _Teller(following, as_json=as_json)
     try:
@@ -323,14 +345,14 @@ def watch(
         code = execute(_follow(settings, following, teller, began, timeout_s))
     except KeyboardInterrupt:
         teller.close()
-        click.echo(f"No longer watching; the event {event_id} goes its way.", err=True)
+        click.echo(f"No longer watching the event {event_id}; {goes_on}.", err=True)
         sys.exit(INTERRUPTED)
     finally:
         teller.close()
     if not code:
-        click.echo(f"The event {event_id} is not over after {timeout_s:g} s; it goes its way.", err=True)
+        click.echo(f"The event {event_id} is not over after {timeout_s:g} s; {goes_on}.", err=True)
         sys.exit(TIMED_OUT)
-    exit_code = 0 if code == wanted else EXIT_CODE_OF[code]
+    exit_code = 0 if code == wanted or (abort and following.aborted) else EXIT_CODE_OF[code]
     if as_json:
         click.echo(json.dumps({"ended": {"code": code, "status": STATUS[code], "exit_code": exit_code}}))
     else:
