@@ -16,7 +16,7 @@ import structlog
 from vpp_dispatch import preflight
 from vpp_dispatch.domain.answer import Refusal
 from vpp_dispatch.errors import ConfigurationError, ExternalFault, RateLimited, VppDispatchError
-from vpp_dispatch.fleet.freshness import calls_needed, freshness
+from vpp_dispatch.fleet.freshness import Limits, freshness, verdicts
 from vpp_dispatch.fleet.registry import Removed, decode_record
 from vpp_dispatch.goodwe.profile import Profile, load_profile
 from vpp_dispatch.goodwe.realtime import RealTimeApi
@@ -276,44 +276,7 @@ def _devices(authorized: set[str], registered: set[str] | None) -> Iterator[Find
 
 
 def _freshness(settings: Settings, profile: Profile, devices: int) -> Iterator[Finding]:
-    rate, fleet, size = settings.goodwe.realtime.max_calls_per_s, settings.fleet, profile.realtime.page_size
-    can = freshness(
-        devices,
-        max_calls_per_s=rate,
-        page_size=size,
-        consent_refresh_s=fleet.consent_refresh_s,
-        telemetry_refresh_s=fleet.telemetry_refresh_s,
-    )
-    at = f"With {rate:g} calls per second and {devices:,} devices"
-    told = f"{at} consent is at most {can.consent_age_s:,.0f} s old"
-    if can.consent_age_s > fleet.consent_max_age_s:
-        yield failed(
-            "freshness",
-            f"{told}, and is stale after {fleet.consent_max_age_s:g} s, so nothing would start: raise "
-            "VPP_DISPATCH_GOODWE__REALTIME__MAX_CALLS_PER_S as far as GoodWe allows, or FLEET__CONSENT_MAX_AGE_S.",
-        )
-    else:
-        yield ok("freshness", f"{told}; a withdrawal takes effect within it.")
-    if fleet.telemetry_policy == "ignore":
-        return
-    told = f"{at} telemetry is up to {can.telemetry_age_s:,.0f} s old"
-    if can.telemetry_age_s <= fleet.telemetry_max_age_s:
-        yield ok("freshness", f"{told}, and counts until {fleet.telemetry_max_age_s:g} s.")
-        return
-    needed = calls_needed(
-        devices, age_s=fleet.telemetry_max_age_s, page_size=size, consent_refresh_s=fleet.consent_refresh_s
-    )
-    remedy = (
-        f"raise VPP_DISPATCH_GOODWE__REALTIME__MAX_CALLS_PER_S to {needed:.2g} if GoodWe allows it, or "
-        "FLEET__TELEMETRY_MAX_AGE_S"
-    )
-    if fleet.telemetry_policy == "require":
-        yield failed(
-            "freshness",
-            f"{told} and counts until {fleet.telemetry_max_age_s:g} s only, so most devices are skipped: {remedy}.",
-        )
-    else:
-        yield note(
-            "freshness",
-            f"{told} and counts until {fleet.telemetry_max_age_s:g} s only, so it is often missing: {remedy}.",
-        )
+    limits = Limits.of(settings, page_size=profile.realtime.page_size, tells_modes=profile.realtime.modes.told)
+    say = {"ok": ok, "note": note, "failed": failed}
+    for verdict in verdicts(freshness(devices, limits), limits):
+        yield say[verdict.state]("freshness", verdict.says)

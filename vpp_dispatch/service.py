@@ -18,7 +18,9 @@ from vpp_dispatch.domain.device import SHARDS
 from vpp_dispatch.domain.roster import Policy
 from vpp_dispatch.errors import ConfigurationError
 from vpp_dispatch.faults import fault_hook
+from vpp_dispatch.fleet.freshness import Freshness, Limits
 from vpp_dispatch.fleet.synchroniser import Synchroniser
+from vpp_dispatch.goodwe.circuit import Circuit, State
 from vpp_dispatch.goodwe.codec import Codec
 from vpp_dispatch.goodwe.link import Link, RefusedRecord
 from vpp_dispatch.goodwe.parameters import Catalogue
@@ -46,6 +48,7 @@ def policy_of(settings: Settings) -> Policy:
         defaults=tuple(settings.dispatch.defaults),
         default_max_age_s=settings.dispatch.default_max_age_s,
         soc_floor_percent=settings.fleet.soc_floor_percent,
+        verify_share={"none": 0.0, "sample": settings.dispatch.verify_sample, "all": 1.0}[settings.dispatch.verify],
     )
 
 
@@ -115,6 +118,7 @@ class _Running:
     ) -> None:
         self.settings = settings
         self.log = log
+        self.metrics = metrics
         profile = load_profile(settings.goodwe.profile)
         catalogue = Catalogue(profile)
         fault = fault_hook(settings.fault.point)
@@ -152,20 +156,21 @@ class _Running:
             ca_file=realtime.ca_file,
             connect_timeout_s=realtime.connect_timeout_s,
             read_timeout_s=realtime.read_timeout_s,
+            circuit=Circuit(changed=self._circuit),
+            called=lambda interface, outcome: metrics.realtime_calls.add(interface=interface, outcome=outcome),
             log=log,
         )
+        metrics.realtime_circuit.set_all({"closed": 1, "open": 0, "probing": 0})
         self.synchroniser = Synchroniser(
             api=self.api,
-            consent_refresh_s=settings.fleet.consent_refresh_s,
-            telemetry_refresh_s=settings.fleet.telemetry_refresh_s,
-            max_calls_per_s=realtime.max_calls_per_s,
+            limits=Limits.of(settings, page_size=profile.realtime.page_size, tells_modes=profile.realtime.modes.told),
             leads=lambda: self.worker.coordinates and self.worker.running,
             devices=self._devices,
             share=lambda: len(self.worker.shards.books) / SHARDS,
             consent=self.worker.consent,
             observe=self.worker.observe,
             telemetry_age=metrics.telemetry_age_seconds.set,
-            called=lambda interface, outcome: metrics.realtime_calls.add(interface=interface, outcome=outcome),
+            possible=self._possible,
             log=log,
         )
         health.ready = self._ready
@@ -178,6 +183,16 @@ class _Running:
             detail = self.link.trouble or "the first connection is being made"
             return False, [*reasons, f"GoodWe's topics have not been reached yet: {detail}"]
         return ready, reasons
+
+    def _circuit(self, state: State, why: str) -> None:
+        """The circuit of the Real-Time Data API has changed."""
+        self.metrics.realtime_circuit.set_all({state: 1})
+        line = self.log.warning if state == "open" else self.log.info
+        line(f"realtime.circuit_{state}", detail=why)
+
+    def _possible(self, can: Freshness) -> None:
+        self.metrics.consent_age_possible_seconds.set(can.consent_age_s)
+        self.metrics.telemetry_age_possible_seconds.set(can.telemetry_age_s)
 
     def _devices(self) -> Sequence[tuple[str, bool]]:
         """The devices whose telemetry is read: registered and consenting, in this worker's shards."""

@@ -13,7 +13,6 @@ import pytest
 from vpp_dispatch import checks, preflight
 from vpp_dispatch.domain.device import Authorization
 from vpp_dispatch.errors import ExternalFault, NotReachable, RateLimited
-from vpp_dispatch.fleet.freshness import calls_needed, freshness
 from vpp_dispatch.goodwe.profile import load_profile
 from vpp_dispatch.settings import Settings
 from vpp_dispatch.topics import Entry
@@ -197,15 +196,3 @@ async def test_r16_r18_freshness_that_the_rate_does_not_allow(world: Look) -> No
     assert [check for check, _ in required] == ["freshness"] and "most devices are skipped" in required[0][1]
     stale = failures(await world(GOODWE__REALTIME__MAX_CALLS_PER_S="0.001"))
     assert "nothing would start" in stale[0][1]
-
-
-def test_freshness_of_a_large_fleet() -> None:
-    def of(devices: int, rate: float) -> Any:
-        return freshness(devices, max_calls_per_s=rate, page_size=100, consent_refresh_s=300, telemetry_refresh_s=300)
-
-    small, large = of(1000, 1.0), of(100_000, 5.0)
-    assert (small.consent_reading_s, small.telemetry_age_s) == (10.0, 300)
-    assert large.consent_reading_s == 200.0
-    assert large.telemetry_age_s == pytest.approx(2000 / (5 - 1000 / 300))
-    needed = calls_needed(100_000, age_s=900, page_size=100, consent_refresh_s=300)
-    assert of(100_000, needed).telemetry_age_s == pytest.approx(900)

@@ -350,6 +350,11 @@ class RealTimeModes(Part):
     faulted: ModeCodes = ModeCodes()
     """the device reports a fault of its own"""
 
+    @property
+    def told(self) -> bool:
+        """Whether there is any code, so that grid-status has something to tell."""
+        return any(codes.work_mode or codes.grid_mode for codes in (self.off_grid, self.faulted))
+
 
 class RealTime(Part):
     """The Real-Time Data API."""

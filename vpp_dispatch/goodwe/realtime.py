@@ -7,6 +7,7 @@ What can go wrong, as the tree of `errors`:
     |-- ExternalFault   `incomplete`: the list of authorized SNs did not add up, however often it was read
     |-- RateLimited     `rate_limited`: HTTP 429 or its code; until `retry_after_s` is over no call leaves
     `-- NotReachable    `not_reachable`: no connection, or no answer in time, to the end
+        `-- NotReachable `circuit_open`: it failed too often in a row; no call leaves for a while (goodwe.circuit)
 
 Signs, sentinels and units end here: what comes out is ours. Secrets are in no message, repr or log.
 """
@@ -15,14 +16,15 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import math
 import random
 import re
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import httpx
 import structlog
@@ -30,7 +32,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vpp_dispatch.domain.device import SN_PATTERN, Authorization, Battery, Operation
 from vpp_dispatch.errors import ConfigurationError, ExternalFault, NotReachable, RateLimited
-from vpp_dispatch.goodwe.profile import Profile, RealTimeInterface
+from vpp_dispatch.goodwe.circuit import Circuit
+from vpp_dispatch.goodwe.profile import ModeCodes, Profile, RealTimeInterface
 
 ATTEMPTS: Final = 3
 """Of one call that fails for a reason that may pass."""
@@ -145,6 +148,9 @@ INTERFACES: Final[Mapping[str, Interface]] = {
 
 AnyRow = TypeVar("AnyRow", bound=Row)
 
+Lane = Literal["consent", "telemetry"]
+"""What a call is for: each may be given a part of the rate of its own."""
+
 
 class _Expired(Exception):
     """The token is refused; never leaves this module."""
@@ -155,6 +161,7 @@ class RealTimeApi:
 
     Attributes:
         max_calls_per_s: calls per second, log-ins and retries included; 0 = no limit. May be changed at any time.
+        circuit: open while the API fails again and again.
         calls, logins, refused_rows: counts.
     """
 
@@ -170,11 +177,14 @@ class RealTimeApi:
         connect_timeout_s: float = 5.0,
         read_timeout_s: float = 30.0,
         clock: Callable[[], float] = time.time,
+        circuit: Circuit | None = None,
+        called: Callable[[str, str], None] = lambda interface, outcome: None,
         log: Any = None,
     ) -> None:
         """Args:
             password_file: read anew at each log-in, so that a changed password needs no restart.
             clock: epoch seconds.
+            called: told each call that left: `token` or one of INTERFACES, and `ok` or the reason of the fault.
 
         Raises:
             ConfigurationError: no password file is named, or `ca_file` is no CA.
@@ -207,7 +217,11 @@ class RealTimeApi:
         self._token = ""
         self._expires_at = 0.0
         self._logging_in = asyncio.Lock()
+        self.circuit = circuit or Circuit()
+        self._called = called
+        self._parts: dict[Lane, float] = {"consent": 1.0, "telemetry": 1.0}
         self._next_call_at = 0.0
+        self._last_in_lane: dict[Lane, float] = {"consent": -math.inf, "telemetry": -math.inf}
         self._blocked_until = 0.0
         self._success = set(self._rules.success_codes)
 
@@ -217,6 +231,13 @@ class RealTimeApi:
     async def aclose(self) -> None:
         """Closes all connections."""
         await self._client.aclose()
+
+    def pace(self, *, consent: float, telemetry: float) -> None:
+        """The parts of `max_calls_per_s`, 0..1, that calls for consent and for telemetry may take from now on.
+
+        Together they never take more than the whole. Without a word here each may take it all. 0 = as good as none.
+        """
+        self._parts = {"consent": max(consent, 1e-6), "telemetry": max(telemetry, 1e-6)}
 
     # ------------------------------------------------------------------ what the service reads
 
@@ -264,6 +285,24 @@ class RealTimeApi:
             for row in await self._rows("operation", OperationRow, sns)
         ]
 
+    async def modes(self, operations: Sequence[Operation]) -> list[Operation]:
+        """The same operation data with `faulted` and `off_grid` from grid-status (R18), in the same order.
+
+        Only those online are asked about: of an offline device grid-status knows nothing new. Where it tells no mode
+        that the profile has codes for, the fact stays None: not known.
+        """
+        asked = [operation.sn for operation in operations if operation.online]
+        if not asked or not self._rules.modes.told:
+            return list(operations)
+        told = {row.sn: row for row in await self._rows("grid_status", GridStatusRow, asked)}
+        rules = self._rules.modes
+        return [
+            operation
+            if (row := told.get(operation.sn)) is None
+            else replace(operation, off_grid=_counts_as(rules.off_grid, row), faulted=_counts_as(rules.faulted, row))
+            for operation in operations
+        ]
+
     async def battery(self, sns: Sequence[str]) -> list[Battery]:
         """Battery data of devices; rows without a time prove nothing and are left out."""
         return [
@@ -303,7 +342,7 @@ class RealTimeApi:
             body: dict[str, Any] = {e.page: page, e.page_size: size}
             if sns is not None:
                 body = {e.sns: list(sns)} | body
-            data = await self._call(path, body)
+            data = await self._call(name, path, body)
             raw, total = (data.get(e.rows), data.get(e.total)) if isinstance(data, dict) else (None, None)
             if not isinstance(raw, list) or not isinstance(total, int) or total < 0:
                 raise ExternalFault(f"{path} answered without `{e.rows}` and `{e.total}`.")
@@ -339,13 +378,14 @@ class RealTimeApi:
 
     # ------------------------------------------------------------------ one call
 
-    async def _call(self, path: str, body: Mapping[str, Any]) -> Any:
+    async def _call(self, name: str, path: str, body: Mapping[str, Any]) -> Any:
         """The `data` of an answer, under a token; logs in again at most once."""
+        lane: Lane = "telemetry" if INTERFACES[name].takes_sns else "consent"
         for again in (False, True):
-            token = await self._current_token()
+            token = await self._current_token(lane)
             headers = {self._rules.header: self._rules.header_value.replace("{token}", token)}
             try:
-                return await self._attempts(path, body, headers)
+                return await self._attempts(name, lane, path, body, headers)
             except _Expired:
                 if self._token == token:
                     self._token = ""
@@ -353,7 +393,7 @@ class RealTimeApi:
                     break
         raise ExternalFault(f"{path} refuses the token of a log-in that has just succeeded.", reason="unauthorized")
 
-    async def _current_token(self) -> str:
+    async def _current_token(self, lane: Lane) -> str:
         """A token that is valid; many callers share one log-in."""
         async with self._logging_in:
             if self._token and self._clock() < self._expires_at:
@@ -362,7 +402,7 @@ class RealTimeApi:
             started = self._clock()
             try:
                 body = {e.account: self._account, e.password: self._password()}
-                data = await self._attempts(rules.token_path, body, {})
+                data = await self._attempts("token", lane, rules.token_path, body, {})
             except _Expired:
                 message = "The log-in is refused: check account and password."
                 raise ExternalFault(message, reason="unauthorized") from None
@@ -387,13 +427,15 @@ class RealTimeApi:
             )
         return password
 
-    async def _attempts(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Any:
+    async def _attempts(
+        self, name: str, lane: Lane, path: str, body: Mapping[str, Any], headers: Mapping[str, str]
+    ) -> Any:
         """One call, repeated with jitter while the fault may pass."""
         attempt = 0
         while True:
             attempt += 1
             try:
-                return await self._once(path, body, headers)
+                return await self._counted(name, lane, path, body, headers)
             except RateLimited as fault:
                 wait_s = fault.retry_after_s
                 if attempt == ATTEMPTS or wait_s is None or wait_s > WAIT_IN_PLACE_S:
@@ -404,9 +446,38 @@ class RealTimeApi:
                     raise
                 await asyncio.sleep(random.uniform(0, BACKOFF_S * 2 ** (attempt - 1)))
 
-    async def _once(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Any:
-        await self._turn()
+    async def _counted(
+        self, name: str, lane: Lane, path: str, body: Mapping[str, Any], headers: Mapping[str, str]
+    ) -> Any:
+        """One call that waits for its turn, is let through by the circuit, and is told to `called`."""
+        await self._turn(lane)
+        self.circuit.admit()
         self.calls += 1
+        proof, outcome = False, "ok"
+        try:
+            response = await self._once(path, body, headers)
+            proof = True
+            return self._understood(path, response)
+        except _Expired:
+            outcome = "unauthorized"
+            raise
+        except ExternalFault as fault:
+            outcome = fault.reason
+            if not proof:
+                self.circuit.failed(str(fault))
+            raise
+        except BaseException:
+            outcome = "cut_off"
+            if not proof:
+                self.circuit.cut_off()
+            raise
+        finally:
+            if proof:
+                self.circuit.answered()
+            self._called(name, outcome)
+
+    async def _once(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> httpx.Response:
+        """An answer, whatever it says, unless it is HTTP 5xx."""
         # `from None`: the request in httpx's errors holds the token or the password.
         try:
             response = await self._client.post(path, json=body, headers=headers)
@@ -414,13 +485,17 @@ class RealTimeApi:
             raise NotReachable(f"{path}: no answer in time ({type(error).__name__}).") from None
         except httpx.TransportError as error:
             raise NotReachable(f"{path}: no connection ({type(error).__name__}).") from None
+        if response.status_code >= 500:
+            raise ExternalFault(f"{path}: HTTP {response.status_code}.")
+        return response
+
+    def _understood(self, path: str, response: httpx.Response) -> Any:
+        """The `data` of an answer that is a success."""
         status = response.status_code
         if status == 429:
             raise self._limited(path, response)
         if status == 401:
             raise _Expired
-        if status >= 500:
-            raise ExternalFault(f"{path}: HTTP {status}.")
         try:
             answer = response.json()
         except ValueError:
@@ -438,27 +513,44 @@ class RealTimeApi:
             raise _final(f"{path}: HTTP {status}, code {code[:40]!r}.")
         return answer.get(e.data)
 
-    async def _turn(self) -> None:
-        """Waits for this call's place in the rate.
+    async def _turn(self, lane: Lane) -> None:
+        """Waits for this call's place in the rate, and in its lane's part of it.
 
         Raises:
             RateLimited: a rate limit is still in force.
         """
-        now = time.monotonic()
-        if now < self._blocked_until:
-            left = self._blocked_until - now
+        self._refuse_if_limited()
+        if self.max_calls_per_s > 0:
+            gap_s = 1 / self.max_calls_per_s
+            now = time.monotonic()
+            at = max(now, self._last_in_lane[lane] + gap_s / self._parts[lane])
+            self._last_in_lane[lane] = at
+            await asyncio.sleep(at - now)
+            # Only now, so that a call which waits long in its lane keeps nobody else waiting.
+            now = time.monotonic()
+            at = max(now, self._next_call_at)
+            self._next_call_at = at + gap_s
+            await asyncio.sleep(at - now)
+            self._refuse_if_limited()
+
+    def _refuse_if_limited(self) -> None:
+        left = self._blocked_until - time.monotonic()
+        if left > 0:
             message = f"The rate limit is in force for {left:.0f} s more: no call was made."
             raise RateLimited(message, retry_after_s=left)
-        at = max(now, self._next_call_at)
-        self._next_call_at = at + (1 / self.max_calls_per_s if self.max_calls_per_s > 0 else 0.0)
-        if at > now:
-            await asyncio.sleep(at - now)
 
     def _limited(self, path: str, response: httpx.Response) -> RateLimited:
         told = _retry_after_s(response.headers.get("Retry-After"), self._clock())
         wait_s = self._rules.backoff_s if told is None else told
         self._blocked_until = max(self._blocked_until, time.monotonic() + wait_s)
         return RateLimited(f"{path}: the rate limit is reached, wait {wait_s:.0f} s.", retry_after_s=wait_s)
+
+
+def _counts_as(codes: ModeCodes, row: GridStatusRow) -> bool | None:
+    """Whether one of a row's modes is among the codes; None where no mode that has codes is told."""
+    told = [mode in known for mode, known in ((row.work_mode, codes.work_mode), (row.grid_mode, codes.grid_mode))
+            if known and mode is not None]  # fmt: skip
+    return any(told) if told else None
 
 
 def _final(message: str) -> ExternalFault:

@@ -159,12 +159,31 @@ CATALOGUE: dict[str, tuple[Metric, ...]] = {
         _gauge(
             "consent_age_seconds", "Age of the list of authorized SNs; stale above FLEET__CONSENT_MAX_AGE_S.", unit="s"
         ),
-        _gauge("telemetry_age_seconds", "Age of the oldest telemetry among the devices of this worker.", unit="s"),
+        _gauge(
+            "consent_age_possible_seconds",
+            "How old the list gets at most, by the API's rate and the size of the fleet; 0 = not known yet.",
+            unit="s",
+        ),
+        _gauge(
+            "telemetry_age_seconds",
+            "Age of the oldest telemetry among the devices of this worker; grows while none can be read.",
+            unit="s",
+        ),
+        _gauge(
+            "telemetry_age_possible_seconds",
+            "How old telemetry gets at most, by the rate and the size of the fleet; +Inf = none is read.",
+            unit="s",
+        ),
         _counter(
             "realtime_calls",
-            "Calls of the Real-Time Data API.",
-            interface="token, or one of its seven interfaces",
-            outcome="ok, rate_limited, external_fault, not_reachable",
+            "HTTP calls of the Real-Time Data API that left this worker, log-ins and retries among them.",
+            interface="token, authorized, operation, grid_status, bms",
+            outcome="ok, rate_limited, unauthorized, external_fault, not_reachable, cut_off",
+        ),
+        _gauge(
+            "realtime_circuit",
+            "1 at where this worker's circuit to the API stands: open = it failed 5 times in a row, no call for 30 s.",
+            state="closed, open, probing",
         ),
     ),
 }
@@ -293,8 +312,11 @@ class Metrics:
     last_tick_timestamp_seconds: LabelledGauge
     clock_skew_seconds: LabelledGauge
     consent_age_seconds: LabelledGauge
+    consent_age_possible_seconds: LabelledGauge
     telemetry_age_seconds: LabelledGauge
+    telemetry_age_possible_seconds: LabelledGauge
     realtime_calls: LabelledCounter
+    realtime_circuit: LabelledGauge
 
     CONTENT_TYPE = CONTENT_TYPE_LATEST
 

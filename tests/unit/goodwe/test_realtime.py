@@ -19,6 +19,7 @@ from aiohttp.test_utils import TestServer
 from vpp_dispatch.domain.device import Authorization, Battery, Operation
 from vpp_dispatch.errors import ConfigurationError, ExternalFault, NotReachable, RateLimited
 from vpp_dispatch.goodwe import realtime
+from vpp_dispatch.goodwe.circuit import Circuit, State
 from vpp_dispatch.goodwe.profile import PROFILES, load_profile, parse_profile
 from vpp_dispatch.goodwe.realtime import INTERFACES, AlarmsRow, RealTimeApi
 
@@ -315,6 +316,180 @@ class TestRate:
         for n, at in enumerate(sorted(server.at)):
             assert at - started >= n / 50
 
+    @pytest.mark.parametrize(("consent", "telemetry"), [(0.5, 0.25), (0.1, 0.9)])
+    async def test_each_lane_keeps_to_its_part(
+        self, server: Server, api: RealTimeApi, consent: float, telemetry: float
+    ) -> None:
+        server.rows["authorized-sns"] = [{"sn": _sn(n), "authorizedAt": AT_MS} for n in range(450)]
+        await api.rows("operation", [_sn(1)])
+        server.at.clear()
+        api.max_calls_per_s = 100
+        api.pace(consent=consent, telemetry=telemetry)
+        started = time.monotonic()
+        await asyncio.gather(api.authorized(), *(api.rows("bms", [_sn(n)]) for n in range(6)))
+        assert len(server.at) == 11
+        least_s = max(4 / (100 * consent), 5 / (100 * telemetry))
+        assert least_s <= time.monotonic() - started < least_s + 2
+
+    async def test_what_is_queued_when_a_limit_comes_does_not_leave(self, server: Server, api: RealTimeApi) -> None:
+        await api.rows("operation", [_sn(1)])
+        api.max_calls_per_s = 20
+        server.next.append(_with(lambda: web.Response(status=429, headers={"Retry-After": "60"})))
+        told = await asyncio.gather(*(api.rows("operation", [_sn(n)]) for n in range(4)), return_exceptions=True)
+        assert [type(each) for each in told] == [RateLimited] * 4
+        assert len(server.calls) == 2
+
+    async def test_calls_are_counted_as_they_leave(self, server: Server, password_file: Path) -> None:
+        told: list[tuple[str, str]] = []
+        made = RealTimeApi(
+            profile=load_profile("goodwe"),
+            base_url=await server.start(),
+            account="supplier",
+            password_file=password_file,
+            max_calls_per_s=0,
+            called=lambda interface, outcome: told.append((interface, outcome)),
+        )
+        server.next.extend(
+            [
+                _with(lambda: web.Response(status=503)),
+                _with(lambda: web.Response(status=401)),
+                _with(lambda: web.Response(status=429)),
+            ]
+        )
+        with pytest.raises(RateLimited):
+            await made.rows("grid_status", [_sn(1)])
+        with pytest.raises(RateLimited):
+            await made.rows("grid_status", [_sn(1)])  # does not leave
+        await made.aclose()
+        assert told == [
+            ("token", "ok"),
+            ("grid_status", "external_fault"),
+            ("grid_status", "unauthorized"),
+            ("token", "ok"),
+            ("grid_status", "rate_limited"),
+        ]
+        assert made.calls == len(told)
+
+
+class TestCircuit:
+    @pytest.fixture
+    async def clock(self, api: RealTimeApi) -> list[float]:
+        now = [0.0]
+        self.turns: list[State] = []
+        api.circuit = Circuit(clock=lambda: now[0], changed=lambda state, why: self.turns.append(state))
+        return now
+
+    async def test_it_opens_probes_once_and_closes(self, server: Server, api: RealTimeApi, clock: list[float]) -> None:
+        await api.rows("operation", [_sn(1)])
+        server.next.extend([_with(lambda: web.Response(status=503))] * 6)
+        for reason in ("external_fault", "circuit_open", "circuit_open"):
+            with pytest.raises(ExternalFault) as fault:
+                await api.rows("operation", [_sn(1)])
+            assert fault.value.reason == reason
+        assert len(server.calls) == 1 + 5
+        clock[0] += 30
+        told = await asyncio.gather(*(api.rows("operation", [_sn(n)]) for n in range(4)), return_exceptions=True)
+        assert [getattr(each, "reason", None) for each in told] == ["circuit_open"] * 4
+        assert len(server.calls) == 1 + 6  # one probe, and it failed
+        clock[0] += 30
+        assert await api.rows("operation", [_sn(1)]) == []
+        assert self.turns == ["open", "probing", "open", "probing", "closed"]
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            lambda: web.Response(status=429, headers={"Retry-After": "0"}),
+            lambda: _answer(None, "GY0429"),
+            lambda: web.Response(status=401),
+            lambda: _answer(None, "E9"),
+            lambda: web.Response(status=404, text="<html>"),
+        ],
+    )
+    async def test_an_answer_is_no_fault_of_the_circuit(
+        self, server: Server, api: RealTimeApi, clock: list[float], answer: Callable[[], web.Response]
+    ) -> None:
+        server.next.extend([_with(answer)] * 24)
+        for _ in range(8):
+            with pytest.raises(ExternalFault):
+                await api.rows("operation", [_sn(1)])
+        assert self.turns == []
+
+    async def test_a_call_that_is_cancelled_proves_nothing(
+        self, server: Server, api: RealTimeApi, clock: list[float]
+    ) -> None:
+        reached, released = asyncio.Event(), asyncio.Event()
+
+        async def hang(request: web.Request, body: Any) -> web.StreamResponse:
+            reached.set()
+            await released.wait()
+            return web.Response()
+
+        server.next.extend([_with(lambda: web.Response(status=503))] * 5)
+        for _ in range(2):
+            with pytest.raises(ExternalFault):
+                await api.rows("operation", [_sn(1)])
+        clock[0] += 30
+        server.next.append(hang)
+        probe = asyncio.create_task(api.rows("operation", [_sn(1)]))
+        await asyncio.wait_for(reached.wait(), 5)
+        probe.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await probe
+        released.set()
+        assert await api.rows("operation", [_sn(1)]) == []
+        assert self.turns == ["open", "probing", "open", "probing", "closed"]
+
+
+class TestModes:
+    """R18: what grid-status says of being off-grid and faulted."""
+
+    @pytest.mark.parametrize(
+        ("row", "off_grid", "faulted"),
+        [
+            ({"workMode": 1, "gridMode": 1}, False, False),
+            ({"workMode": 2, "gridMode": 1}, True, False),
+            ({"workMode": 1, "gridMode": 0}, True, False),
+            ({"workMode": 0, "gridMode": 2}, True, False),
+            ({"workMode": 3, "gridMode": 1}, False, True),
+            ({"workMode": 3, "gridMode": 2}, True, True),
+            ({"workMode": 77, "gridMode": 77}, False, False),
+            ({"gridMode": 1}, False, None),
+            ({"workMode": 1}, False, False),
+            ({}, None, None),
+        ],
+    )
+    async def test_r18_modes_become_facts(
+        self, server: Server, api: RealTimeApi, row: dict[str, Any], off_grid: bool | None, faulted: bool | None
+    ) -> None:
+        server.rows["grid-status"] = [{"sn": _sn(1), "time": AT_MS} | row]
+        read = Operation(sn=_sn(1), at=AT_S, online=True, pv_power_w=5.0)
+        (told,) = await api.modes([read])
+        assert (told.off_grid, told.faulted) == (off_grid, faulted)
+        assert (told.sn, told.at, told.online, told.pv_power_w) == (read.sn, read.at, read.online, read.pv_power_w)
+
+    async def test_only_those_online_are_asked_about(self, server: Server, api: RealTimeApi) -> None:
+        server.rows["grid-status"] = [{"sn": _sn(n), "workMode": 3} for n in range(3)]
+        read = [Operation(sn=_sn(n), at=AT_S, online=n == 1) for n in range(3)]
+        assert [each.faulted for each in await api.modes(read)] == [None, True, None]
+        assert [body["sns"] for _, body in server.calls] == [[_sn(1)]]
+        assert await api.modes([read[0]]) == [read[0]]
+        assert len(server.calls) == 1
+
+    async def test_a_profile_without_codes_asks_nothing(self, server: Server, password_file: Path) -> None:
+        data = tomllib.loads((PROFILES / "goodwe.toml").read_text(encoding="utf-8"))
+        del data["realtime"]["modes"]
+        made = RealTimeApi(
+            profile=parse_profile(data, "test"),
+            base_url=await server.start(),
+            account="a",
+            password_file=password_file,
+            max_calls_per_s=0,
+        )
+        read = [Operation(sn=_sn(1), at=AT_S, online=True)]
+        assert await made.modes(read) == read
+        assert server.calls == []
+        await made.aclose()
+
 
 class TestRows:
     def test_there_are_seven(self) -> None:
@@ -459,6 +634,7 @@ async def test_secrets_are_nowhere(
         server.next = deque(behaviours)
         with pytest.raises(ExternalFault) as fault:
             await api.rows("operation", [_sn(1)])
+        api.circuit.answered()  # so that the next one leaves
         error: BaseException | None = fault.value
         while error is not None:  # also what stands behind it
             told += [repr(error), repr(vars(error))]
