@@ -9,10 +9,12 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
+from vpp_dispatch.demo.asked import EMS_MODES, Control, Played
+from vpp_dispatch.demo.course import Course
 from vpp_dispatch.demo.stack import Child, Stack, rfc3339
-from vpp_dispatch.demo.tally import EMS_MODES, Played
 from vpp_dispatch.demo.teller import Teller
 from vpp_dispatch.errors import ExternalFault
 
@@ -24,13 +26,15 @@ SHARDS: Final = 64
 EXPORT, CHARGE, DISCHARGE = "exp-1", "chg-1", "dis-1"
 FEEDER: Final = "feeder-03"
 AREA: Final = "west"
+CANCEL_S: Final = 2.0
+"""The contract's time for a cancellation to take effect."""
 _STEP_S: Final = 30.0
 _CLOSE_S: Final = 45.0
 _SNS_IN_A_URL: Final = 300
 
 
 class Plan:
-    """One run on a stack; what it asked for is in `played`, the simulator's newest dump in `dump`.
+    """One run on a stack; what it asked for and what happened is in `course`, the simulator's newest dump in `dump`.
 
     Args:
         stack: not started.
@@ -43,7 +47,8 @@ class Plan:
         self.teller = teller
         self.inverters = inverters
         self.seconds = seconds
-        self.played: dict[str, Played] = {}
+        self.course = Course(inverters=inverters, seconds=seconds)
+        self.played = self.course.events
         self.dump: dict[str, Any] = {}
         self._fleet: list[dict[str, Any]] = []
         self.killed: set[str] = set()
@@ -53,7 +58,7 @@ class Plan:
     async def start(self) -> None:
         """The simulator with its fleet, and two workers, ready."""
         options = ["--feeders", "8", "--latency", "0.2", "2", "--offline", "0.03", "--no-consent", "0.02"]
-        await self.stack.start(inverters=self.inverters, simulator=[*options, "--solar-hour", "13"])
+        await self.stack.start(inverters=self.inverters, simulator=[*options, "--solar-hour", "15"])
         self._fleet = await self.stack.ask("/sim/fleet")
         self.dump = await self.stack.ask("/sim/dump")
         offline, never = self._offline(), [sn for sn, device in self._devices() if not device["authorized"]]
@@ -91,11 +96,23 @@ class Plan:
 
     async def play(self) -> None:
         """The plan, step by step."""
-        begin = time.time()
+        begin = self.course.began_at = time.time()
         await self._ask_for(
-            EXPORT, "export_limit", 1500, {"groups": [FEEDER]}, 10, begin + 2, begin + 0.6 * self.seconds
+            EXPORT,
+            Control(kind="export_limit", each_w=1500),
+            targets={"groups": [FEEDER]},
+            priority=10,
+            start_at=begin + 2,
+            end_at=begin + 0.6 * self.seconds,
         )
-        await self._ask_for(CHARGE, "charge", 2000, {"all": True}, 100, begin + 3, begin + self.seconds)
+        await self._ask_for(
+            CHARGE,
+            Control(kind="charge", each_w=2000),
+            targets={"all": True},
+            priority=100,
+            start_at=begin + 3,
+            end_at=begin + self.seconds,
+        )
         await self._settled(EXPORT)
         await self._settled(CHARGE)
         await self._withdraw_consent(5)
@@ -112,25 +129,42 @@ class Plan:
     async def _ask_for(
         self,
         event_id: str,
-        kind: str,
-        each_w: int,
+        *controls: Control,
         targets: dict[str, Any],
         priority: int,
-        start_at: float | None,
+        start_at: float | None = None,
         end_at: float,
+        ramp_s: int = 0,
     ) -> None:
+        """Sends a dispatch; without a start it begins at once, a ramp is for its starts and its releases alike."""
         named = self._named(targets)
         whom = "all" if "all" in targets else " ".join(next(iter(targets.values())))
-        wish = "export at most" if kind == "export_limit" else kind
-        asked = f"{wish} {each_w} W each, {whom} ({len(named)} inverters), priority {priority}"
+        wish = " and ".join(control.asked() for control in controls)
+        ramp = f", staggered over {ramp_s} s" if ramp_s else ""
+        asked = f"{wish}, {whom} ({len(named)} inverters), priority {priority}{ramp}"
+        now = time.time()
         self.played[event_id] = Played(
-            event_id=event_id, asked=asked, kind=kind, each_w=each_w, targets=named, over_at=end_at
+            event_id=event_id,
+            asked=asked,
+            controls=controls,
+            whom=f"{whom} ({len(named)})",
+            targets=named,
+            asked_w=sum(controls[0].asked_w(device["rated_w"]) for device in self._fleet if device["sn"] in named),
+            from_at=now if start_at is None else start_at,
+            over_at=end_at,
+            ramp_s=ramp_s,
         )
         body = self.stack.signal(
-            event_id, end_at=end_at, priority=priority, targets=targets, controls=[{"kind": kind, "each_w": each_w}]
+            event_id,
+            end_at=end_at,
+            priority=priority,
+            targets=targets,
+            controls=[control.body() for control in controls],
         )
         if start_at is not None:
             body["start_at"] = rfc3339(start_at)
+        if ramp_s:
+            body |= {"ramp_up_s": ramp_s, "ramp_down_s": ramp_s}
         when = "now" if start_at is None else _clock(start_at)
         self.say("operator", f"signal {event_id} r1: {asked}, {when} to {_clock(end_at)} UTC")
         await self.stack.send(body, key=event_id.encode())
@@ -139,6 +173,7 @@ class Plan:
         sns = self._set_by_charge()[:count]
         await self.stack.tell("/sim/consent", {"sns": sns, "authorized": False})
         self.say("fleet", f"{len(sns)} owners of charging inverters withdraw their consent")
+        self.course.mark(f"{len(sns)} owners withdraw their consent")
         begin = time.monotonic()
         await self._until_at_default(sns, "the inverters without consent to be released")
         self.say("fleet", f"the {len(sns)} are released and at their default, {time.monotonic() - begin:.1f} s later")
@@ -148,6 +183,7 @@ class Plan:
         rows = self.stack.outcomes(CHARGE)
         able = [sn for sn in sns if rows.get((sn, "charge"), {}).get("reason") == "offline"]
         self.say("fleet", f"{len(sns)} of the offline inverters come back, {len(able)} of which the charge can use")
+        self.course.mark(f"{len(sns)} offline inverters come back")
         begin = time.monotonic()
         modes = set(EMS_MODES.values())  # in the area of the discharge that is what they are taken into
         await self._until_devices(
@@ -159,7 +195,8 @@ class Plan:
 
     async def _discharge_and_cancel(self, end_at: float) -> None:
         """Would outlast the charge; the cancellation ends it early."""
-        await self._ask_for(DISCHARGE, "discharge", 1500, {"areas": [AREA]}, 20, None, end_at)
+        control = Control(kind="discharge", each_w=1500)
+        await self._ask_for(DISCHARGE, control, targets={"areas": [AREA]}, priority=20, end_at=end_at)
         await self._kill_in_mid_dispatch()
         await self._settled(DISCHARGE)
         await self._cancel_discharge()
@@ -180,12 +217,14 @@ class Plan:
         victim.kill()
         begin = time.monotonic()
         self.say("fault", f"{victim.name} is killed (SIGKILL) with {flying[victim.name]} commands unanswered")
+        self.course.mark(f"{victim.name} is killed (SIGKILL)")
         heir = next(worker for worker in workers if worker is not victim)
         await self._until(lambda: self._owned(heir) == SHARDS, _STEP_S, f"{heir.name} to take over")
         self.say(
             "service",
             f"{heir.name} owns the {shards} shards now, {time.monotonic() - begin:.1f} s after the kill",
         )
+        self.course.mark(f"{heir.name} owns its {shards} shards")
 
     async def _cancel_discharge(self) -> None:
         played = self.played[DISCHARGE]
@@ -193,14 +232,11 @@ class Plan:
         sns = [sn for (sn, _), row in rows if row["state"] in ("applied", "verified")]
         body = self.stack.signal(DISCHARGE, revision=2, action="cancel", reason="the peak is over")
         self.say("operator", f"signal {DISCHARGE} r2: cancel; {CHARGE} below it still runs")
-        now = time.time()
-        self.played[DISCHARGE] = Played(
-            event_id=DISCHARGE,
+        self.course.mark(f"{DISCHARGE} is cancelled")
+        self.played[DISCHARGE] = replace(
+            played,
             asked=f"{played.asked}, then cancelled",
-            kind=played.kind,
-            each_w=played.each_w,
-            targets=played.targets,
-            over_at=now + 2.0,  # the contract's time for a cancellation to take effect
+            over_at=time.time() + CANCEL_S,
             cancelled=True,
         )
         await self.stack.send(body, key=DISCHARGE.encode())
@@ -224,6 +260,7 @@ class Plan:
         await self._until(lambda: time.time() >= end_at - 2, self.seconds, f"{CHARGE} to come to its end")
         await self.stack.tell("/sim/online", {"sns": sns, "online": False})
         self.say("fleet", f"{len(sns)} charging inverters lose their connection, 2 s before {CHARGE} ends")
+        self.course.mark(f"{len(sns)} inverters lose their connection")
         await self._until(
             lambda: self._release(CHARGE)["pending"] == count and self._release(CHARGE)["confirmed"] > 0,
             _STEP_S,
@@ -232,9 +269,11 @@ class Plan:
         devices = await self._ask_about(sns)
         held = sum(device["settings"] != device["default_settings"] for device in devices.values())
         self.say("fleet", f"{CHARGE} is over; {held} inverters that cannot be reached still charge, and come back now")
+        self.course.mark(f"the {len(sns)} come back, still set")
         await self.stack.tell("/sim/online", {"sns": sns, "online": True})
         await self._until_at_default(sns, "the inverters that came back to be released")
         self.say("fleet", f"the {len(sns)} are at their default")
+        self.course.mark(f"the {len(sns)} are released")
 
     # ------------------------------------------------------------------ looking and waiting
 
@@ -305,6 +344,11 @@ class Plan:
     def _devices(self) -> Iterable[tuple[str, dict[str, Any]]]:
         devices: dict[str, dict[str, Any]] = self.dump["devices"]
         return devices.items()
+
+    @property
+    def sns(self) -> list[str]:
+        """All inverters, once they are started."""
+        return [device["sn"] for device in self._fleet]
 
     def _offline(self) -> list[str]:
         """The SNs that were offline at the start."""

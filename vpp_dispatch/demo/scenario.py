@@ -20,6 +20,8 @@ import tempfile
 import time
 import tomllib
 import uuid
+from collections.abc import Coroutine, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,7 +29,10 @@ from typing import Any
 import click
 from aiokafka.errors import KafkaError
 
+from vpp_dispatch.demo import picture
 from vpp_dispatch.demo.broker import Broker
+from vpp_dispatch.demo.live import Screen
+from vpp_dispatch.demo.meter import Meter
 from vpp_dispatch.demo.plan import FEEDER, SHORTEST_S, Plan
 from vpp_dispatch.demo.stack import Stack
 from vpp_dispatch.demo.tally import Account, account_of, fleet_faults
@@ -74,8 +79,11 @@ def _tell(account: Account, teller: Teller) -> None:
     write()
     write(f"  {account.played.event_id}: {account.played.asked}")
     write(f"    happened   {report['devices']['targeted']} targeted: {states_of(report)}")
-    more = f", {account.given_up} of them given back early" if account.given_up else ""
-    write(f"    simulator  {account.carried_out} inverters were set{more}")
+    for kind, number in account.carried_out.items():
+        early = account.given_up[kind]
+        of_it = f" ({kind})" if len(account.carried_out) > 1 else ""
+        given_back = f", {early} of them given back early" if early else ""
+        write(f"    simulator  {number} inverters were set{of_it}{given_back}")
     write(f"    releases   {counted({name: release[name] for name in ('due', 'confirmed', 'pending', 'refused')})}")
     write("    responses  " + ", ".join(f"{code} {STATUS[code]} (r{revision})" for revision, code in account.codes))
     latency = report["latency_s"]
@@ -110,12 +118,19 @@ async def _run(servers: str, prefix: str, folder: Path, teller: Teller, options:
     me = asyncio.current_task()
     assert me is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
-    follower: asyncio.Task[None] | None = None
+    tasks: list[asyncio.Task[None]] = []
+    screen = Screen(plan.course, teller, stack.report)
     try:
         try:
             await plan.start()
-            follower = asyncio.create_task(teller.follow(stack))
-            await plan.play()
+            tasks = [
+                asyncio.create_task(teller.follow(stack)),
+                asyncio.create_task(Meter(stack, plan.course, plan.sns).run()),
+            ]
+            with screen.shown(not options["plain"]) as live:
+                if live is not None:
+                    tasks.append(asyncio.create_task(screen.follow(live)))
+                await _with_company(plan.play(), tasks)
             faults = []
         except (VppDispatchError, KafkaError, OSError) as error:
             why = str(error) if isinstance(error, VppDispatchError) else f"{type(error).__name__}: {error}"
@@ -123,15 +138,17 @@ async def _run(servers: str, prefix: str, folder: Path, teller: Teller, options:
             if stack.simulator is not None and stack.simulator.running and stack.url.startswith("http"):
                 with contextlib.suppress(OSError):  # then the dump of the start has to do
                     plan.dump = await stack.ask("/sim/dump")
-        if follower is not None:
-            follower.cancel()
-            await asyncio.gather(follower, return_exceptions=True)
-            teller.catch_up(stack)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        teller.catch_up(stack)
         if plan.played and plan.dump:
             teller.write("\nWhat was asked, and what happened")
             faults += add_up(plan, teller)
             save(plan)
         _conclude(teller, faults)
+        if plan.course.began_at:
+            _picture(plan, teller, options["picture"] or folder / "demo.svg")
         if keep:
             await _stay(teller, stack)
     finally:
@@ -154,6 +171,45 @@ def _conclude(teller: Teller, faults: list[str]) -> None:
     else:
         teller.write("  Everything adds up, and everything is released.")
     teller.write()
+
+
+async def _with_company(work: Coroutine[Any, Any, None], company: Sequence[asyncio.Task[None]]) -> None:
+    """Awaits the work; what goes wrong in a task beside it goes wrong here, and at once."""
+    worker = asyncio.create_task(work)
+    try:
+        done, _ = await asyncio.wait({worker, *company}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            await task
+        assert worker in done, "those beside it go on until they are cancelled"
+    finally:
+        worker.cancel()
+        await asyncio.gather(worker, return_exceptions=True)
+
+
+def _picture(plan: Plan, teller: Teller, path: Path) -> None:
+    """Writes the picture of the run and says where it is."""
+    began = datetime.fromtimestamp(plan.course.began_at, UTC)
+    try:
+        drawn = picture.draw(
+            plan.course,
+            title="A minute of dispatch: what was asked, and what the inverters did",
+            subtitle=f"{plan.inverters:,} simulated GoodWe inverters, Apache Kafka and two workers on one machine, "
+            f"{began:%Y-%m-%d %H:%M} UTC",
+            remarks={event_id: _set_of(plan.stack.report(event_id)) for event_id in plan.played},
+        )
+        path.write_text(drawn)
+    except ValueError as error:
+        teller.write(f"  There is no picture. {error}")
+    except OSError as error:
+        teller.write(f"  The picture could not be written: {error}")
+    else:
+        teller.write(f"  A picture of it: {path}")
+    teller.write()
+
+
+def _set_of(report: Mapping[str, Any] | None) -> str:
+    devices = report["devices"] if report else {}
+    return f"{devices['applied'] + devices['verified']:,} of {devices['targeted']:,} set" if devices else ""
 
 
 async def _stay(teller: Teller, stack: Stack) -> None:
@@ -199,6 +255,13 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     envvar="VPP_DISPATCH_KAFKA__BOOTSTRAP_SERVERS",
     help="Play on this Kafka, under topic names of its own, and start none.",
 )
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    metavar="FILE",
+    help="Where to write the picture of the run (SVG); demo.svg in the folder if absent.",
+)
+@click.option("--plain", is_flag=True, help="Lines as in a pipe, also on a terminal.")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Of logs and evidence; must be empty.")
 def main(bootstrap_servers: str | None, folder: Path | None, **options: Any) -> None:
     """Play a dispatch from signal to verified inverters and back, on real Kafka, and add it up."""

@@ -145,6 +145,7 @@ class Stack:
         self._producer: AIOKafkaProducer | None = None
         self._reader: asyncio.Task[None] | None = None
         self._names = 0
+        self._ports: dict[str, int] = {}
         password = self.folder / "password"
         password.write_text("demo-only\n")
         self._password = password
@@ -275,8 +276,12 @@ class Stack:
 
     def port(self, worker: Child) -> int | None:
         """The port of a worker's pages, once it told it."""
-        line = next((x for x in worker.lines() if x.get("event") == "service.starting"), None)
-        return int(line["http_port"]) if line else None
+        if worker.name not in self._ports:
+            line = next((x for x in worker.lines() if x.get("event") == "service.starting"), None)
+            if line is None:
+                return None
+            self._ports[worker.name] = int(line["http_port"])
+        return self._ports[worker.name]
 
     async def until_ready(self, *workers: Child, timeout_s: float = 60) -> None:
         """Waits until these workers say that they are ready."""

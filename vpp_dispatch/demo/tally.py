@@ -10,33 +10,18 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-EMS_MODES: Final = {"charge": 11, "discharge": 12}
-"""GoodWe's EMS Power Mode codes of the demo's controls."""
+from vpp_dispatch.demo.asked import Control, Played
+
 LATE_S: Final = 1.0
 """A setpoint may be appended this long after the end of its window (R28)."""
 
 Rows = Mapping[tuple[str, str], Mapping[str, Any]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Played:
-    """An event as it was asked for.
-
-    Attributes:
-        asked: a sentence for people.
-        kind: `charge`, `discharge` or `export_limit`; no two events of a run share one.
-        each_w: W per device.
-        targets: the SNs it names, counted by the demo itself.
-        over_at: epoch s when its window ended, by its end or by its cancellation.
-    """
-
-    event_id: str
-    asked: str
-    kind: str
-    each_w: int
-    targets: frozenset[str]
-    over_at: float
-    cancelled: bool = False
+_BY_BADNESS: Final = (
+    "rejected", "unconfirmed", "pending", "published", "accepted", "applied", "verified", "skipped", "unused",
+)  # fmt: skip
+"""A device counts once in a report, by the worst of its controls; skipped counts least (R34)."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,15 +30,15 @@ class Account:
 
     Attributes:
         codes: (revision, code) of its responses in order.
-        carried_out: inverters that the simulator set for it. given_up: those of them that were let go early.
+        carried_out: inverters that the simulator set for it, by kind. given_up: those of them that were let go early.
         faults: what does not add up, in sentences; empty if everything does.
     """
 
     played: Played
     report: Mapping[str, Any]
     codes: Sequence[tuple[int, int]]
-    carried_out: int = 0
-    given_up: int = 0
+    carried_out: dict[str, int] = field(default_factory=dict)
+    given_up: dict[str, int] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
 
@@ -75,20 +60,18 @@ def account_of(
     account = Account(played=played, report=report, codes=codes)
     fault = account.faults.append
     devices, targeted = report["devices"], len(played.targets)
-    states = Counter(row["state"] for row in rows.values())
-    reasons = Counter(
-        f"{row['state']}.{row['reason']}" for row in rows.values() if row["state"] in ("skipped", "rejected")
-    )
+    counted = _worst_of(rows)
+    states = Counter(row["state"] for row in counted)
+    reasons = Counter(f"{row['state']}.{row['reason']}" for row in counted if row["state"] in ("skipped", "rejected"))
     if not report["final"]:
         fault("its newest report is not final.")
     if devices["targeted"] != targeted:
         fault(f"it names {targeted} inverters, and the report says {devices['targeted']}.")
-    if lost := played.targets - {sn for sn, _ in rows}:
+    due = {(sn, control.kind) for control in played.controls for sn in played.targets}
+    if lost := {sn for sn, _ in due - rows.keys()}:
         fault(f"{len(lost)} inverters have no outcome, {min(lost)} among them.")
-    if foreign := {sn for sn, _ in rows} - played.targets:
-        fault(f"{len(foreign)} inverters have an outcome and were not asked for, {min(foreign)} among them.")
-    if len(rows) != len({sn for sn, _ in rows}):
-        fault("an inverter has two outcomes.")
+    if foreign := {sn for sn, _ in rows.keys() - due}:
+        fault(f"{len(foreign)} inverters have an outcome that was not asked for, {min(foreign)} among them.")
     told = {state: number for state, number in devices.items() if number and state != "targeted"}
     if dict(states) != told:
         fault(f"outcomes say {dict(states)}, the report says {told}.")
@@ -99,8 +82,19 @@ def account_of(
         fault(f"{release['due']} releases were due and {release['confirmed']} are confirmed.")
     if (expected := _codes(played, states)) != list(codes):
         fault(f"the responses are {list(codes)}, expected were {expected} (revision, code).")
-    _against_simulator(account, rows, dump, percent_families)
+    for control in played.controls:
+        _against_simulator(account, control, rows, dump, percent_families)
     return account
+
+
+def _worst_of(rows: Rows) -> list[Mapping[str, Any]]:
+    """One row per inverter: that of its worst control."""
+    worst: dict[str, Mapping[str, Any]] = {}
+    for (sn, _), row in rows.items():
+        there = worst.get(sn)
+        if there is None or _BY_BADNESS.index(row["state"]) < _BY_BADNESS.index(there["state"]):
+            worst[sn] = row
+    return list(worst.values())
 
 
 def _codes(played: Played, states: Mapping[str, int]) -> list[tuple[int, int]]:
@@ -111,53 +105,51 @@ def _codes(played: Played, states: Mapping[str, int]) -> list[tuple[int, int]]:
 
 
 def _against_simulator(
-    account: Account, rows: Rows, dump: Mapping[str, Any], percent_families: Collection[str]
+    account: Account, control: Control, rows: Rows, dump: Mapping[str, Any], percent_families: Collection[str]
 ) -> None:
     played, fault = account.played, account.faults.append
+    mine = {sn: row for (sn, kind), row in rows.items() if kind == control.kind}
+    unit_field = "setpoint_w" if control.each_w is not None else "setpoint_percent"
     carried: dict[str, dict[str, float]] = {}
     late: set[str] = set()
     for sn, device in dump["devices"].items():
-        percent = device["family"] in percent_families
+        percent_of_w = device["rated_w"] if device["family"] in percent_families else None
         for command in device["commands"]:
-            watts = _watts(command, played.kind, device["rated_w"] if percent else None)
-            if watts is None:
+            value = _setpoint(command, control, percent_of_w)
+            if value is None:
                 continue
             if command["arrival_at"] > played.over_at + LATE_S:
                 late.add(sn)
             if command["executed"]:
-                carried.setdefault(sn, {})[command["correlation_id"]] = watts
-    applied = {sn: row for (sn, _), row in rows.items() if row["state"] in ("applied", "verified")}
-    given_up = {sn for (sn, _), row in rows.items() if row["reason"] == "consent_withdrawn"}
-    account.carried_out, account.given_up = len(carried), len(given_up & carried.keys())
+                carried.setdefault(sn, {})[command["correlation_id"]] = value
+    applied = {sn: row for sn, row in mine.items() if row["state"] in ("applied", "verified")}
+    given_up = {sn for sn, row in mine.items() if row["reason"] == "consent_withdrawn"}
+    account.carried_out[control.kind], account.given_up[control.kind] = len(carried), len(given_up & carried.keys())
     if late:
         fault(f"{len(late)} inverters were sent a setpoint after its window, {min(late)} among them.")
     if only_told := applied.keys() - carried.keys():
         fault(f"{len(only_told)} inverters are reported as set, and the simulator never set them: {min(only_told)}.")
     if untold := carried.keys() - applied.keys() - given_up:
-        states = Counter(row["state"] for (sn, _), row in rows.items() if sn in untold)
+        states = Counter(mine[sn]["state"] if sn in mine else "absent" for sn in untold)
         fault(f"the simulator set {len(untold)} inverters that are reported as {dict(states)}: {min(untold)}.")
     wrong = [
         sn
         for sn, row in applied.items()
-        if sn in carried and abs(carried[sn].get(row["correlation_id"], -9e9) - row["setpoint_w"]) >= 1
+        if sn in carried and abs(carried[sn].get(row["correlation_id"], -9e9) - row[unit_field]) >= 1
     ]
     if wrong:
         fault(f"{len(wrong)} inverters were told another value than their outcome says, {min(wrong)} among them.")
-    if above := [sn for sn, told in carried.items() if max(told.values()) > played.each_w]:
-        fault(f"{len(above)} inverters were told more than {played.each_w} W, {min(above)} among them.")
+    if above := [sn for sn, told in carried.items() if max(told.values()) > control.each]:
+        unit = "W" if control.each_w is not None else "%"
+        fault(f"{len(above)} inverters were told more than {control.each} {unit}, {min(above)} among them.")
 
 
-def _watts(command: Mapping[str, Any], kind: str, percent_of_w: int | None) -> float | None:
-    """What a command sets for a kind of control, W; None if it is no setpoint of that kind."""
+def _setpoint(command: Mapping[str, Any], control: Control, percent_of_w: int | None) -> float | None:
+    """What a command sets for a control, in its unit; None if it is no setpoint of that kind."""
     if command["kind"] != "set":
         return None
     values = {parameter["name"]: parameter["value"] for parameter in command["parameters"]}
-    if kind == "export_limit":
-        if values.get("Export Limit Enable") != 1:
-            return None
-        limit = float(values["Export Power Limit"])
-        return limit if percent_of_w is None else limit * percent_of_w / 100
-    return float(values["EMS Power Set"]) if values.get("EMS Power Mode") == EMS_MODES[kind] else None
+    return control.sight.standing(values, percent_of_w)
 
 
 def fleet_faults(dump: Mapping[str, Any]) -> list[str]:

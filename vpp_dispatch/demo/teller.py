@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final, TextIO
 
 from vpp_dispatch.demo.stack import Stack
@@ -22,7 +24,9 @@ STATUS: Final = {
     253: "invalid",
     254: "expired",
 }
-_COLOURS: Final = {"operator": "36", "service": "32", "fleet": "33", "fault": "31", "demo": "1"}
+COLOURS: Final = {"operator": "cyan", "service": "green", "fleet": "yellow", "fault": "red", "demo": "bold"}
+"""Of those who speak, by rich's names."""
+_CODES: Final = {"cyan": "36", "green": "32", "yellow": "33", "red": "31", "bold": "1"}
 _FOLLOW_S: Final = 0.2
 _PROGRESS_S: Final = 3.0
 """A report comes every second; a line about an event that goes on comes at most this often."""
@@ -45,26 +49,61 @@ def states_of(report: Mapping[str, Any]) -> str:
     return ", ".join(parts) or "none"
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A line: seconds since the start, who, and what."""
+
+    at_s: float
+    who: str
+    what: str
+
+
 class Teller:
-    """Writes lines `seconds since start, who, what`; colours only on a terminal."""
+    """Writes lines `seconds since start, who, what`; colours only on a terminal, and never against NO_COLOR.
+
+    Attributes:
+        told: all lines so far, newest last.
+    """
 
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = out or sys.stdout
-        self._colours = self._out.isatty()
+        self._colours = self._out.isatty() and not os.environ.get("NO_COLOR")
         self._started = time.monotonic()
+        self._kept: list[str] | None = None
+        self.told: list[Told] = []
         self._responses = 0
         self._told: dict[str, tuple[Any, float]] = {}
 
     def say(self, who: str, what: str) -> None:
         """One line. `who`: demo, operator, service, fleet or fault."""
+        told = Told(self.now_s, who, what)
+        self.told.append(told)
         name = f"{who:8}"
         if self._colours:
-            name = f"\033[{_COLOURS[who]}m{name}\033[0m"
-        self.write(f"{time.monotonic() - self._started:6.1f} s  {name}  {what}")
+            name = f"\033[{_CODES[COLOURS[who]]}m{name}\033[0m"
+        self.write(f"{told.at_s:6.1f} s  {name}  {what}")
 
     def write(self, line: str = "") -> None:
         """A line as it is."""
-        print(line, file=self._out, flush=True)
+        if self._kept is not None:
+            self._kept.append(line)
+        else:
+            print(line, file=self._out, flush=True)
+
+    @property
+    def now_s(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started
+
+    def hold_back(self) -> None:
+        """Keeps what is written until `let_go`: a live view has the screen, and shows it there."""
+        self._kept = self._kept or []
+
+    def let_go(self) -> None:
+        """Writes what was held back, and from now on at once."""
+        kept, self._kept = self._kept or [], None
+        for line in kept:
+            self.write(line)
 
     async def follow(self, stack: Stack) -> None:
         """Tells responses and the progress of events as they arrive on the topics, until cancelled."""

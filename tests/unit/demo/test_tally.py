@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 
-from vpp_dispatch.demo.tally import Played, account_of, fleet_faults
+from vpp_dispatch.demo.asked import Control, Played
+from vpp_dispatch.demo.tally import account_of, fleet_faults
 
 SET, SKIPPED, WITHDRAWN, PV = "A" * 16, "B" * 16, "C" * 16, "D" * 16
 AUTO = {"EMS Power Mode": 1, "EMS Power Set": 0}
 PLAYED = Played(
     event_id="chg-1",
     asked="charge",
-    kind="charge",
-    each_w=2000,
+    controls=(Control(kind="charge", each_w=2000),),
     targets=frozenset({SET, SKIPPED, WITHDRAWN}),
+    asked_w=6000.0,
+    from_at=40.0,
     over_at=100.0,
 )
 CODES = [(1, 1), (1, 2), (1, 8)]
@@ -82,7 +84,7 @@ def world() -> dict[str, Any]:
 def test_a_run_that_adds_up_has_no_faults() -> None:
     account = account_of(PLAYED, **world())
     assert account.faults == []
-    assert (account.carried_out, account.given_up) == (2, 1)
+    assert (account.carried_out, account.given_up) == ({"charge": 2}, {"charge": 1})
     assert fleet_faults(world()["dump"]) == []
 
 
@@ -172,7 +174,8 @@ def test_an_export_limit_in_percent_is_counted_in_watts() -> None:
     planted["rows"] = {(PV, "export_limit"): row("applied", cid="p1", setpoint_w=1500)}
     planted["codes"] = [(1, 1), (1, 2), (1, 3)]
     planted["report"] |= {"devices": {"targeted": 1, "applied": 1}, "reasons": {}}
-    played = replace(PLAYED, kind="export_limit", each_w=1500, targets=frozenset({PV}))
+    export = (Control(kind="export_limit", each_w=1500),)
+    played = replace(PLAYED, controls=export, targets=frozenset({PV}))
     assert account_of(played, **planted).faults == []
 
 
