@@ -283,6 +283,14 @@ class DispatchSettings(Section):
         default=3600,
         description="A default that was read by a query longer ago is read again before the next event, in seconds.",
     )
+    verify: Literal["none", "sample", "all"] = Field(
+        default="sample",
+        description="Which applied setpoints are read back: `none`, `sample`, `all` (R27). Releases always are, and all "
+        "setpoints where the profile echoes no ids (R26).",
+    )
+    verify_sample: float = Field(
+        default=0.05, gt=0, le=1, description="Share of the applied setpoints that `sample` reads back."
+    )
     longest_event_s: Seconds = Field(
         default=86_400, description="Longest event; an open-ended one ends by itself after it, in seconds (R5)."
     )

@@ -280,9 +280,9 @@ class Coordinator:
         if message.switch == "abort":
             event = self._events.get(message.event or "")
             if event is None or not event.abort(at):
-                self._log.warning("switch.nothing_to_abort", event=message.event, **told)
+                self._log.warning("switch.nothing_to_abort", target=message.event, **told)
                 return
-            self._log.warning("switch.aborted", event=message.event, **told)
+            self._log.warning("switch.aborted", target=message.event, **told)
             self._open[event.key] = event
             await self._deliver(event)
             return

@@ -461,6 +461,7 @@ def outcome_rows(book: Book, membership: Membership, telling: Telling) -> list[O
     selector = membership.selector
     common: dict[str, Any] = {"event_id": selector.event_id, "source": selector.source, "revision": selector.revision}
     if telling.part is None:
+        kinds: list[Kind | Literal["release"]] = [control.kind for control in selector.controls] or [RELEASE]
         return [
             OutcomeRow(
                 sn=membership.strangers[i],
@@ -471,7 +472,7 @@ def outcome_rows(book: Book, membership: Membership, telling: Telling) -> list[O
                 **common,
             )
             for k, i in enumerate(telling.index.tolist())
-            for kind in [control.kind for control in selector.controls] or [RELEASE]
+            for kind in kinds
         ]
     part = telling.part
     told_of = part.members[telling.index]

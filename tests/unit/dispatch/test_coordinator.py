@@ -18,11 +18,11 @@ from structlog.testing import capture_logs
 from vpp_dispatch.dispatch import coordinator as module
 from vpp_dispatch.dispatch import inbox
 from vpp_dispatch.dispatch.coordinator import Coordinator
-from vpp_dispatch.dispatch.inbox import Origin, ProgressReport, SignalReceived, SignalRefused
+from vpp_dispatch.dispatch.inbox import Origin, ProgressReport, SignalReceived, SignalRefused, SwitchTurned
 from vpp_dispatch.domain.account import Counts, State
 from vpp_dispatch.domain.device import SHARDS, shard_of
 from vpp_dispatch.domain.event import CLOSE_WAIT_S, KEEP_S
-from vpp_dispatch.domain.inputs import Cancel, Close, Progress, Selector
+from vpp_dispatch.domain.inputs import Cancel, Close, Progress, Selector, Switches
 from vpp_dispatch.errors import ExternalFault
 from vpp_dispatch.observability.metrics import Metrics
 from vpp_dispatch.operators.envelope import Message, rfc3339
@@ -95,7 +95,7 @@ class Shard:
         s = self.selector
         end = s.end_at if self.cancelled_at is None else min(s.end_at, self.cancelled_at)
         state = State.PENDING if now < s.start_at else State.APPLIED
-        if s.test or end <= s.start_at:
+        if (s.test or end <= s.start_at) and not s.release:
             state = State.UNUSED
         settled = s.test or (now >= end and settles)
         states = [0] * len(State)
@@ -114,8 +114,9 @@ class World:
         self.rows: dict[bytes, bytes] = {}
         self.published: list[tuple[str, Message]] = []
         self.said: list[tuple[str, dict[str, Any]]] = []  # the same, decoded
-        self.to_shard: list[tuple[int, Selector | Cancel | Close]] = []
+        self.to_shard: list[tuple[int, Selector | Cancel | Close | Switches]] = []
         self.shards: dict[tuple[str, int, int], Shard] = {}
+        self.switches: dict[int, Switches] = {}
         self.log: list[str] = []
         self.inbox: list[tuple[float, Any]] = []
         self.read = self.committed = self.handled = 0
@@ -174,6 +175,9 @@ class World:
             assert any(life.run is not None and life.run.state == "closed" for life in lives)
 
     def _fold(self, shard: int, message: Any) -> None:
+        if isinstance(message, Switches):
+            self.switches[shard] = message
+            return
         key = (message.event, message.revision, shard)
         if isinstance(message, Selector):
             devices = len(message.targets.devices) or 1
@@ -312,6 +316,9 @@ def refused(event_id: str, revision: int, reason: str = "unknown_field") -> Sign
 def base(event_id: str, revision: int, action: str, **more: Any) -> dict[str, Any]:
     body = {"event_id": event_id, "source": "west", "revision": revision, "action": action}
     return body | {"created_at": rfc3339(T), "expires_at": rfc3339(T + 3000)} | more
+
+
+TOTAL = [{"kind": "discharge", "total_w": 5}]
 
 
 def dispatch(
@@ -537,8 +544,116 @@ async def test_r15_a_source_without_a_grant_may_still_cancel_what_runs() -> None
     assert w.responses("unknown") == [(2, 252)]
 
 
+# ---------------------------------------------------------------------------------------------- releases, switches
+
+
+def turn(
+    w: World, switch: Literal["releases_only", "drain", "abort"], on: bool = True, event: str | None = None
+) -> None:
+    origin = Origin(topic="vpp-dispatch.event-inbox.v1", partition=0, offset=len(w.inbox), timestamp=w.now)
+    w.send(SwitchTurned(switch=switch, on=on, at=w.now, by="me@here", reason="smoke", event=event, origin=origin))
+
+
+async def test_r15_a_release_is_answered_1_2_3_and_has_a_report() -> None:
+    w = await play(World(), base("r", 1, "release", targets={"devices": DEVICES}), seconds=5)
+    assert w.responses("r") == [(1, 1), (1, 2), (1, 3)]
+    assert w.reports("r")[-1]["final"] and w.reports("r")[-1]["power_w"]["requested"] is None
+    selectors = [m for _, m in w.to_shard if isinstance(m, Selector)]
+    assert len(selectors) == 2 and all(s.release and s.start_at == s.end_at for s in selectors)
+
+
+async def test_r15_a_release_is_not_cancelled() -> None:
+    w = await play(World(), base("r", 1, "release", targets={"devices": DEVICES}), cancel("r"), seconds=5)
+    assert w.responses("r") == [(1, 1), (1, 2), (2, 252), (1, 3)]
+    assert w.reasons("r", 2) == ["finished"]
+
+
+async def test_r14_ramps_reach_the_shards_and_a_cancellation_s_own_wins() -> None:
+    w = World()
+    await play(
+        w, dispatch("a", end=500, ramp_up_s=30, ramp_down_s=60), dispatch("b", end=500, ramp_down_s=60), seconds=3
+    )
+    told = {m.event: (m.ramp_up_s, m.ramp_down_s) for _, m in w.to_shard if isinstance(m, Selector)}
+    assert told == {"west/a": (30, 60), "west/b": (0, 60)}
+    await play(w, cancel("a"), cancel("b", ramp_down_s=0), seconds=1)
+    assert {m.event: m.ramp_down_s for _, m in w.to_shard if isinstance(m, Cancel)} == {"west/a": 60, "west/b": 0}
+
+
+async def test_r14_an_event_closes_after_its_end_and_ramp_down_and_grace() -> None:
+    w = World()
+    w.settles = False
+    await play(w, dispatch("a", end=10, ramp_down_s=30), seconds=10 + 30 + GRACE - 5)
+    assert not w.reports("a")[-1]["final"]
+    await play(w, seconds=10)
+    assert w.reports("a")[-1]["final"]
+
+
+async def test_r14_a_ramp_longer_than_the_window_is_refused() -> None:
+    w = await play(World(), dispatch("a", end=10, ramp_up_s=30))
+    assert (w.responses("a"), w.reasons("a", 1)) == ([(1, 253)], ["ramp_up"])
+
+
+@pytest.mark.parametrize("start", [1, 400])
+async def test_r36_an_abort_ends_one_event_and_says_so(start: int) -> None:
+    w = World()
+    await play(w, dispatch("a", start=start, end=500, ramp_down_s=60), dispatch("b", end=500), seconds=4)
+    turn(w, "abort", event="west/a")
+    await play(w, seconds=5)
+    told = [m for _, m in w.to_shard if isinstance(m, Cancel)]
+    assert {(m.event, m.revision, m.ramp_down_s, m.aborted) for m in told} == {("west/a", 1, 0, True)}
+    final = w.reports("a")[-1]
+    assert (final["final"], final["revision"]) == (True, 1)
+    code = w.responses("a")[-1][1]
+    assert code in (3, 10) and w.reasons("a", 1) == ["aborted"], "the shards of this world count as they like"
+    assert w.responses("b") == [(1, 1), (1, 2)]
+
+
+async def test_r36_an_abort_of_what_does_not_run_changes_nothing() -> None:
+    w = World()
+    await play(w, dispatch("a"), seconds=20)
+    before = (w.responses("a"), len(w.to_shard))
+    with capture_logs() as logs:
+        turn(w, "abort", event="west/a")
+        turn(w, "abort", event="west/never")
+        await play(w, seconds=3)
+    assert (w.responses("a"), len(w.to_shard)) == before
+    told = [line["target"] for line in logs if line["event"] == "switch.nothing_to_abort"]
+    assert told == ["west/a", "west/never"]
+
+
+async def test_r36_a_switch_reaches_all_shards_and_outlives_the_coordinator() -> None:
+    w = World()
+    turn(w, "releases_only")
+    turn(w, "drain")
+    await play(w, seconds=1)
+    assert w.switches == dict.fromkeys(range(SHARDS), Switches(number=1, releases_only=True, drain=True))
+    w.switches.clear()
+    w.start()
+    await play(w, seconds=1)
+    assert w.switches == dict.fromkeys(range(SHARDS), Switches(number=1, releases_only=True, drain=True))
+    turn(w, "releases_only", on=False)
+    await play(w, seconds=1)
+    assert w.switches[0] == Switches(number=2, releases_only=False, drain=True)
+    assert [key for key in w.rows if b"switches" in key] == [b"0|switches|state|2"]
+
+
+async def test_r36_while_draining_no_new_event_is_accepted_and_the_others_go_on() -> None:
+    w = World()
+    await play(w, dispatch("a", end=500), seconds=3)
+    turn(w, "drain")
+    more = base("r", 1, "release", targets={"devices": DEVICES})
+    await play(w, dispatch("b"), dispatch("a", 2, end=400), more, seconds=3)
+    assert (w.responses("b"), w.reasons("b", 1)) == ([(1, 252)], ["draining"])
+    assert (2, 1) in w.responses("a") and (1, 2) in w.responses("r")
+    await play(w, cancel("a", 3), seconds=1)
+    assert (3, 6) in w.responses("a")
+    turn(w, "drain", on=False)
+    await play(w, dispatch("c", end=500), seconds=1)
+    assert w.responses("c")[0] == (1, 1)
+
+
 async def test_what_is_not_built_is_refused() -> None:
-    w = await play(World(), dispatch("a", controls=[{"kind": "discharge", "total_w": 5}]))
+    w = await play(World(), dispatch("a", controls=TOTAL))
     assert w.responses("a") == [(1, 252)]
     assert w.reasons("a", 1) == ["not_supported"]
     assert w.to_shard == []
@@ -780,7 +895,7 @@ async def test_rows_that_cannot_be_read_are_told_and_kept() -> None:
 async def test_each_unit_of_work_has_one_line() -> None:
     w = World()
     with capture_logs() as lines:
-        await play(w, dispatch("a"), dispatch("b", ramp_up_s=5))
+        await play(w, dispatch("a"), dispatch("b", controls=TOTAL))
     names = [line["event"] for line in lines]
     for name in ("signal.accepted", "signal.refused", "event.started", "event.ending", "event.closing", "event.closed"):
         assert names.count(name) == 1, name
@@ -819,7 +934,7 @@ SCRIPTS: dict[Kind, list[tuple[float, Callable[[], Any]]]] = {
     "refusals": [
         (0, lambda: received(cancel("a", 2))),
         (0, lambda: received(dispatch("a", 1))),
-        (1, lambda: received(dispatch("b", 1, ramp_up_s=9))),
+        (1, lambda: received(dispatch("b", 1, controls=TOTAL))),
         (1, lambda: received(dispatch("c", 1, end=30))),
         (2, lambda: received(dispatch("c", 1, end=31))),
         (2, lambda: refused("c", 2)),

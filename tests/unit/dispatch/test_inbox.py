@@ -8,11 +8,21 @@ import numpy as np
 import pytest
 
 from vpp_dispatch.dispatch import inbox
-from vpp_dispatch.dispatch.inbox import Origin, ProgressReport, SignalReceived, SignalRefused
+from vpp_dispatch.dispatch.inbox import Origin, ProgressReport, SignalReceived, SignalRefused, SwitchTurned
 from vpp_dispatch.domain.account import Counts, Latency
 from vpp_dispatch.domain.command import Results
 from vpp_dispatch.domain.device import Record
-from vpp_dispatch.domain.inputs import Cancel, Close, Consent, Progress, RegistryChange, Selector, Telemetry
+from vpp_dispatch.domain.inputs import (
+    Cancel,
+    Close,
+    Consent,
+    Progress,
+    RegistryChange,
+    Selector,
+    SlotResults,
+    Switches,
+    Telemetry,
+)
 from vpp_dispatch.domain.signal import Control, Form, Kind, Targets
 from vpp_dispatch.errors import InvariantBroken
 
@@ -40,6 +50,9 @@ SELECTOR = Selector(
     [
         SELECTOR,
         Cancel(event="grid/a", revision=1, at=9.25),
+        Cancel(event="grid/a", revision=1, at=9.25, ramp_down_s=5, aborted=True),
+        Switches(number=7, releases_only=True),
+        SwitchTurned(switch="abort", on=True, at=1.0, by="me@here", reason="smoke", event="grid/a"),
         Close(event="grid/ü", revision=1, at=9.25),
         Consent(at=5.0, authorized=(("9010KETU000W0000", None), ("9010KETU000W0001", 7.5))),
         RegistryChange(
@@ -65,6 +78,24 @@ SELECTOR = Selector(
 )
 def test_a_message_comes_back_equal(message: object) -> None:
     assert inbox.decode(inbox.encode(message)) == message  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_results_without_an_id_come_back_equal(n: int) -> None:
+    results = SlotResults(
+        sn=[f"9010KETU000W{i:04d}" for i in range(n)],
+        actuator=np.arange(n, dtype=np.uint8),
+        single=np.arange(n) % 2 == 1,
+        code=np.arange(n, dtype=np.uint8),
+        accepted=np.arange(n) % 2 == 0,
+        first=-np.arange(n, dtype=np.int32),
+        second=np.arange(n, dtype=np.int32) * 1000,
+        at=np.arange(n, dtype=np.float64) + 0.25,
+    )
+    back = inbox.decode(inbox.encode(results))
+    assert isinstance(back, SlotResults) and back.sn == results.sn
+    for field in dataclasses.fields(SlotResults)[1:]:
+        assert np.array_equal(getattr(back, field.name), getattr(results, field.name))
 
 
 @pytest.mark.parametrize("n", [0, 1, 5])

@@ -19,9 +19,9 @@ from vpp_dispatch.domain import correlation
 from vpp_dispatch.domain.book import Book
 from vpp_dispatch.domain.command import NO_VALUE, U8, Commands, ResultCode, Results
 from vpp_dispatch.domain.device import Record
-from vpp_dispatch.domain.inputs import Consent, RegistryChange, Selector
+from vpp_dispatch.domain.inputs import Consent, RegistryChange, Selector, Switches
 from vpp_dispatch.domain.roster import Policy
-from vpp_dispatch.domain.signal import QUERY_BIT, Control, Form, Kind, Targets
+from vpp_dispatch.domain.signal import QUERY_BIT, Actuator, Control, Form, Kind, Targets
 from vpp_dispatch.errors import NotReachable
 from vpp_dispatch.observability.metrics import Metrics
 
@@ -137,8 +137,9 @@ class Rig:
         end: float = 60.0,
         kind: Kind = Kind.CHARGE,
         rows: int | None = None,
+        targets: Targets | None = None,
     ) -> None:
-        targets = Targets(all=True) if rows is None else Targets(devices=tuple(book.roster.sns[:rows]))
+        targets = targets or Targets(all=True) if rows is None else Targets(devices=tuple(book.roster.sns[:rows]))
         control = Control(kind=kind, form=Form.EACH_W, each_w=3000)
         self.put(
             book,
@@ -289,6 +290,65 @@ async def test_r40_a_tenth_of_the_window_is_kept_for_releases() -> None:
     rig.tick(5.5)
     batches = await rig.drain()
     assert [kinds(b) for b in batches] == [["release"] * 2]
+
+
+def part_of(commands: Commands, part: slice) -> Commands:
+    return Commands(**{name: getattr(commands, name)[part] for name in Commands.__slots__})
+
+
+def shares(batches: list[Commands], book: Book) -> dict[str, int]:
+    """How many setpoints of each event went out."""
+    names = {m.slot: m.selector.event_id for m in book.memberships.values()}
+    told: dict[str, int] = {}
+    for commands in batches:
+        for row in commands.row.tolist():
+            name = names[int(book.setpoints[Actuator.EMS].columns["owner"][row])]
+            told[name] = told.get(name, 0) + 1
+    return told
+
+
+async def test_r40_within_a_priority_events_take_turns() -> None:
+    rig = Rig(max_in_flight=64 * 50)  # the book's share is 50, nine tenths of it 45
+    book = rig.book(3, 500)
+    sns = book.roster.sns
+    rig.event(book, "large", targets=Targets(devices=tuple(sns[:400])))
+    for i in range(20):
+        rig.event(book, f"one-{i}", targets=Targets(devices=(sns[400 + i],)))
+    told = shares(await rig.drain(), book)
+    assert told.pop("large") == 25 and len(told) == 20, "each of the small ones at its first turn"
+
+
+async def test_r40_a_full_window_has_a_part_for_what_is_more_urgent() -> None:
+    rig = Rig(max_in_flight=64 * 100)
+    book = rig.book(3, 300)
+    sns = book.roster.sns
+    rig.event(book, "large", targets=Targets(devices=tuple(sns[:200])))
+    assert shares(await rig.drain(), book) == {"large": 90}
+    rig.event(book, "equal", targets=Targets(devices=tuple(sns[200:210])))
+    assert await rig.drain() == [], "it waits for a slot, and then has the first turn"
+    rig.event(book, "urgent", priority=1, targets=Targets(devices=tuple(sns[210:230])))
+    assert shares(await rig.drain(), book) == {"urgent": 5}
+    rig.tick(1)
+    first = rig.link.batches[0]
+    rig.answer(part_of(first, slice(0, 20)))
+    assert shares(await rig.drain(), book) == {"urgent": 15}
+    rig.answer(part_of(first, slice(20, 40)))
+    assert shares(await rig.drain(), book) == {"equal": 10, "large": 10}
+
+
+async def test_r36_releases_only_lets_nothing_else_out_and_forgets_nothing() -> None:
+    rig = Rig()
+    book = rig.book(3, 2)
+    rig.event(book, "a", rows=1, end=5)
+    rig.answer((await rig.drain())[0])
+    rig.put(book, Switches(number=4, releases_only=True))
+    rig.event(book, "b", kind=Kind.EXPORT_LIMIT)
+    rig.tick(6)
+    assert [kinds(b) for b in await rig.drain()] == [["release"]]
+    rig.put(book, Switches(number=3))
+    assert await rig.drain() == [], "an older record changes nothing"
+    rig.put(book, Switches(number=5))
+    assert [kinds(b) for b in await rig.drain()] == [["set", "set"]]
 
 
 async def test_r40_a_small_window_still_lets_one_command_out() -> None:
