@@ -328,7 +328,8 @@ class Codec:
             return Refusal(reason="wrong_topic", detail=detail)
         if message.code is None:
             return Refusal(reason="no_code", detail=f"{correlation.text(id_)} has no result code")
-        return DecodedResult(id_, *self._outcome(role, kind, message), appended_at)
+        code, accepted, first, second = self._outcome(role, kind, message)
+        return DecodedResult(id_, code, accepted, first, second, appended_at)
 
     def decode_slot_result(
         self, role: Role, key: bytes | None, value: bytes | None, appended_at: float

@@ -99,6 +99,12 @@ def _told(error: ErrorDetails, data: Mapping[str, Any], model: type[BaseModel]) 
             text = f"{given} is not {PATTERNS.get(context['pattern'], context['pattern'])}"
         case "literal_error" | "enum":
             text = f"{given} is not possible; it has to be {context['expected']}"
+        case "list_type" if isinstance(error["input"], dict):
+            text = f"this has to be a list of tables: each begins with [[{place}]]"
+        case "list_type":
+            text = f"{given} is no list: put it into [ ]"
+        case "model_type" | "dict_type":
+            text = f"{given} is no table: it begins with [{place}], or is written as {{ name = value }}"
         case _:
             text = f"{error['msg']}, and not {given}"
     return [f"{place or 'the profile'}: {text}"]
