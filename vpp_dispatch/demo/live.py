@@ -29,6 +29,7 @@ SMALLEST: Final = (80, 28)
 TINTS: Final = ("dodger_blue1", "dark_orange", "spring_green3", "orchid")
 """Of the events, in their order: to be told apart by everyone, on dark and on light."""
 _FRAME_S: Final = 0.5
+_LABEL: Final = 24
 _BLOCKS: Final = " ▁▂▃▄▅▆▇█"
 _TAIL: Final = 1.35
 """The time axis is this much longer than the plan's seconds: releases, and what waits for them."""
@@ -78,9 +79,11 @@ def chart(values: Sequence[float | None], asked: Sequence[float | None], top: fl
     for row in range(rows - 1, -1, -1):
         for value, wanted in zip(values, asked, strict=True):
             eighths = 0 if value is None else round(min(value / top, 1.0) * rows * 8) - row * 8
-            line = wanted is not None and row == min(int(wanted / top * rows), rows - 1)
-            block = _BLOCKS[min(max(eighths, 0), 8)]
-            text.append("─" if line and block == " " else block, style="bold" if line and block == " " else tint)
+            eighths = min(max(eighths, 0), 8)
+            if wanted is not None and row == min(int(wanted / top * rows), rows - 1):
+                text.append("─", style=f"bold white on {tint}" if eighths == 8 else "bold")
+            else:
+                text.append(_BLOCKS[eighths], style=tint)
         if row:
             text.append("\n")
     return text
@@ -98,7 +101,7 @@ def render(
         width, height: of the screen, columns and rows; at least `SMALLEST`.
     """
     events = len(course.events)
-    tables = max(events, 1) + 4 + 2
+    tables = max(events, 1) + 5
     rows = 3 if height - tables - events * 3 >= 16 else 2 if height - tables - events * 2 >= 10 else 1
     power = events * max(rows, 2) + 2 if events else 3
     layout = Layout()
@@ -127,9 +130,9 @@ def _headline(course: Course, now: float, width: int) -> Text:
 
 def _power(course: Course, now: float, width: int, rows: int) -> Panel:
     grid = Table.grid(padding=(0, 1))
-    grid.add_column(width=18, no_wrap=True)
+    grid.add_column(width=_LABEL, no_wrap=True)
     grid.add_column(no_wrap=True)
-    across, seconds = width - 18 - 5, course.seconds * _TAIL
+    across, seconds = width - _LABEL - 5, course.seconds * _TAIL
     for tint, (event_id, played) in zip(TINTS * 9, course.events.items(), strict=False):
         samples = [(s.at, s.power_w[event_id]) for s in course.samples if event_id in s.power_w]
         newest = samples[-1][1] if samples else 0.0

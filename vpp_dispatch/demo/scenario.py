@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -24,7 +25,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import click
 from aiokafka.errors import KafkaError
@@ -107,6 +108,16 @@ def _percentiles(latency: dict[str, float | None]) -> str:
     return " ".join(told) or "unknown"
 
 
+TRY: Final = (
+    f"vpp-dispatch signal send --event-id mine --control export_limit=500 --group {FEEDER} --for 5m --watch",
+    "vpp-dispatch signal watch mine             # in one more terminal",
+    "vpp-dispatch signal cancel mine --watch    # everything goes back",
+    f"vpp-dispatch signal send --event-id what-if --control charge=2000 --group {FEEDER} --for 5m --test --watch",
+    "vpp-dispatch switch show",
+    "vpp-dispatch preflight",
+    "vpp-dispatch run > worker-new.log 2>&1 &    # one more worker; wait until its shards are half of all",
+)
+"""What `--keep` says to try: each works as it stands, in this order."""
 SETTINGS = {"FLEET__CONSENT_REFRESH_S": "4", "FLEET__TELEMETRY_REFRESH_S": "6"}
 """Short enough to see facts take effect, and long enough for reading them not to be what two cores are busy with."""
 
@@ -214,23 +225,31 @@ def _set_of(report: Mapping[str, Any] | None) -> str:
 
 async def _stay(teller: Teller, stack: Stack) -> None:
     """Leaves everything running until Ctrl-C."""
-    now = time.time()
+    settings = stack.folder / "demo.env"
+    here = shlex.quote(str(Path(sys.executable).parent))
+    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in stack.variables().items()]
+    settings.write_text("".join([*lines, f'export PATH={here}:"$PATH"\n']))
+    write = teller.write
+    write("  Everything runs on until Ctrl-C. In another terminal, take the settings of this run:")
+    write(f"    . {shlex.quote(str(settings))}")
+    write("  and try, in this order:")
+    for command in TRY:
+        write(f"    {command}")
+    for worker in stack.workers.values():
+        if worker.running:
+            write(f"    kill -9 {worker.pid}    # {worker.name}: the new one takes over")
+            write(f"    curl -s http://127.0.0.1:{stack.port(worker)}/metrics    # {worker.name}, while it lives")
+    write(f"    curl -s {stack.url}/sim/health    # the simulator")
     body = stack.signal(
-        f"mine-{int(now)}",
-        end_at=now + 120,
+        f"mine-{int(time.time())}",
+        end_at=time.time() + 600,
         targets={"groups": [FEEDER]},
         controls=[{"kind": "export_limit", "each_w": 500}],
     )
-    workers = [worker for worker in stack.workers.values() if worker.running]
-    teller.write("  Everything runs on until Ctrl-C. What to try (kcat stands for any Kafka tool):")
-    teller.write(f"    kcat -b {stack.bootstrap_servers} -t {stack.signals_topic} -P <<< '{json.dumps(body)}'")
-    teller.write(f"    kcat -b {stack.bootstrap_servers} -t {stack.prefix}dispatch.responses.v1 -C")
-    teller.write(f"    kcat -b {stack.bootstrap_servers} -t {stack.prefix}dispatch.reports.v1 -C")
-    for worker in workers:
-        teller.write(f"    curl http://127.0.0.1:{stack.port(worker)}/metrics      # {worker.name}")
-        teller.write(f"    kill -9 {worker.pid}                                    # {worker.name}")
-    teller.write(f"    curl '{stack.url}/sim/health'                         # the simulator")
-    teller.write()
+    write("  Any Kafka tool can send a signal (kcat stands for it), within ten minutes:")
+    write(f"    kcat -b {stack.bootstrap_servers} -t {stack.signals_topic} -P <<< '{json.dumps(body)}'")
+    write(f"    kcat -b {stack.bootstrap_servers} -t {stack.prefix}dispatch.responses.v1 -C")
+    write()
     teller.catch_up(stack)
     await teller.follow(stack)
 
