@@ -329,9 +329,7 @@ class Case:
         while len(found) < wanted:
             for partition, records in (await self._consumer.getmany(timeout_ms=500, max_records=20_000)).items():
                 last = span[partition][1]
-                found += [
-                    Message(r.timestamp / 1000, r.partition, r.key, r.value) for r in records if r.offset < last
-                ]
+                found += [Message(r.timestamp / 1000, r.partition, r.key, r.value) for r in records if r.offset < last]
         found.sort(key=lambda m: m.at)
         return found
 
@@ -344,11 +342,8 @@ async def running(*, devices: int, workers: int, folder: Path, limit_s: float) -
         ExternalFault: a part did not come up, or ended by itself.
     """
     settings = SETTINGS | {"GOODWE__MAX_IN_FLIGHT": str(max(20_000, 3 * devices))}  # the window is not what is measured
-    folder.mkdir(parents=True, exist_ok=True)
     with Broker(data_dir=folder / "kafka") as broker:
-        stack = Stack(
-            bootstrap_servers=broker.bootstrap_servers, prefix="", folder=folder / "run", settings=settings
-        )
+        stack = Stack(bootstrap_servers=broker.bootstrap_servers, prefix="", folder=folder / "run", settings=settings)
         # How many calls it takes to read who is authorized is not what is measured: one page takes 10,000.
         stack.profile.write_text(re.sub(r"(?m)^page_size = \d+", "page_size = 10000", stack.profile.read_text()))
         case = Case(stack, broker, folder / "kafka", devices, limit_s)
