@@ -12,7 +12,7 @@ from aiohttp.test_utils import TestServer
 
 from vpp_dispatch.errors import ExternalFault, RateLimited
 from vpp_dispatch.goodwe import realtime
-from vpp_dispatch.goodwe.profile import load_profile
+from vpp_dispatch.goodwe.profile import PROFILES, load_profile
 from vpp_dispatch.goodwe.realtime import INTERFACES, RealTimeApi
 from vpp_dispatch.simulator.api import RealTimeApi as Simulated
 from vpp_dispatch.simulator.cloud import Cloud
@@ -27,10 +27,15 @@ DEVICES = 230
 OFFLINE = 7
 
 
+@pytest.fixture(params=sorted(file.stem for file in PROFILES.glob("*.toml")))
+def name_of_profile(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def cloud() -> Cloud:
+def cloud(name_of_profile: str) -> Cloud:
     now = time.time()
-    profile = load_simulated("goodwe")
+    profile = load_simulated(name_of_profile)
     devices = generate_fleet(profile=profile, inverters=DEVICES, seed=1)
     inverters = Inverters(profile=profile, devices=devices, seed=1, now=now, solar_shift_s=0.0)
     consent = Consent()
@@ -42,7 +47,9 @@ def cloud() -> Cloud:
 
 
 @pytest.fixture
-async def api(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RealTimeApi]:
+async def api(
+    cloud: Cloud, name_of_profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[RealTimeApi]:
     monkeypatch.setattr(realtime, "BACKOFF_S", 0.005)
     file = tmp_path / "password"
     file.write_text(PASSWORD)
@@ -50,7 +57,7 @@ async def api(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     app.add_routes(Simulated(cloud=cloud, seed=1, account="supplier", password=PASSWORD).routes())
     async with TestServer(app) as server:
         made = RealTimeApi(
-            profile=load_profile("goodwe"),
+            profile=load_profile(name_of_profile),
             base_url=str(server.make_url("")),
             account="supplier",
             password_file=file,
@@ -72,8 +79,28 @@ async def test_telemetry(cloud: Cloud, api: RealTimeApi) -> None:
     assert set(rows) == set(sns)
     assert [sn for sn in sns if not rows[sn].online] == sns[:OFFLINE]
     assert all(abs(row.at - time.time()) < 900 for row in rows.values())
-    batteries = await api.battery(sns)
-    assert batteries and all(0 <= (row.soc_percent or 0) <= 100 for row in batteries)
+    batteries = {row.sn: row for row in await api.battery(sns)}
+    assert batteries and all(0 <= (row.soc_percent or 0) <= 100 for row in batteries.values())
+    inverters = cloud.inverters
+    for sn in sns[OFFLINE:]:  # in our units and signs, whatever theirs are
+        row, place = rows[sn], inverters.row_of[sn]
+        assert row.pv_power_w is not None and row.grid_power_w is not None
+        assert row.load_power_w is not None and row.battery_power_w is not None
+        assert row.load_power_w > 100
+        assert row.grid_power_w == pytest.approx(row.load_power_w + row.battery_power_w - row.pv_power_w, abs=3)
+        told = batteries[sn].soc_percent
+        assert (told is not None) is bool(inverters.battery[place])
+        if told is not None:
+            assert told == pytest.approx(inverters.soc[place], abs=0.2)
+
+
+async def test_modes_of_the_grid_mean_what_they_are(cloud: Cloud, api: RealTimeApi) -> None:
+    sns = list(cloud.inverters.sns[OFFLINE : OFFLINE + 3])
+    off_grid, faulted = (cloud.inverters.row_of[sn] for sn in sns[:2])
+    cloud.inverters.grid_mode[off_grid] = 0
+    cloud.inverters.error_bits[faulted] = 4
+    modes = await api.modes(await api.operation(sns))
+    assert [(row.off_grid, row.faulted) for row in modes] == [(True, False), (False, True), (False, False)]
 
 
 @pytest.mark.parametrize("name", INTERFACES)
