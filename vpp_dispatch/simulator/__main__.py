@@ -8,7 +8,7 @@ import signal
 import ssl
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,16 +18,18 @@ import msgspec
 import numpy as np
 from aiohttp import web
 from aiokafka.errors import KafkaConnectionError, KafkaError
+from click.core import ParameterSource
 
 from vpp_dispatch.simulator.api import RealTimeApi
 from vpp_dispatch.simulator.cloud import Cloud
 from vpp_dispatch.simulator.consent import Consent
 from vpp_dispatch.simulator.control import Control, write_dump
-from vpp_dispatch.simulator.faults import FaultError, Faults, parse_loss_of
+from vpp_dispatch.simulator.faults import SHAPES, FaultError, Faults, parse_loss_of
 from vpp_dispatch.simulator.fleet import Device, FleetError, generate_fleet, read_fleet
 from vpp_dispatch.simulator.inverter import Inverters
 from vpp_dispatch.simulator.profile import Profile, ProfileError, load_profile
 from vpp_dispatch.simulator.topics import Publisher, Topics, create_topics
+from vpp_dispatch.simulator.weather import WEATHERS
 
 log = logging.getLogger("vpp_dispatch.simulator")
 _DAY_S: Final = 86_400
@@ -179,7 +181,32 @@ def _shares(texts: Sequence[str], option: str) -> dict[str, float]:
         raise click.BadParameter(f"{option} is NAME:NUMBER, not {texts}") from error
 
 
-@click.command(name="simulate", context_settings={"show_default": True})
+# Options that are faults: the option's name -> the fault's, as the control API calls it.
+_FAULTS: Final = {
+    "latency": "latency_s",
+    "latency_shape": "latency_shape",
+    "loss": "loss",
+    "duplicates": "duplicates",
+    "reorder": "reorder",
+    "reorder_effects": "reorder_effects",
+    "late": "late",
+    "late_s": "late_s",
+    "swallow": "swallow_rate",
+    "partial": "partial",
+    "after_withdrawal": "after_withdrawal",
+    "refusals": "refusals",
+    "topics_out_of_step": "out_of_step_s",
+    "results_per_command": "results_per_command",
+}
+_WEATHERS_TOLD: Final = "\n\n".join(f"{name}: {weather.says}." for name, weather in WEATHERS.items())
+
+
+@click.command(
+    name="simulate",
+    context_settings={"show_default": True},
+    epilog=f"Weathers:\n\n{_WEATHERS_TOLD}\n\nAn option for a fault wins over the weather, --faults over both. While "
+    'it runs, POST /sim/weather and /sim/faults change the same: `curl -d \'{"weather": "storm"}\' URL/sim/weather`.',
+)
 @click.option("--bootstrap-servers", required=True, help="GoodWe's cluster: where the six topics are.")
 @click.option("--profile", "profile_name", default="goodwe", help="A built-in profile, or the path of one.")
 @click.option("--inverters", default=100, help="Size of a generated fleet.")
@@ -205,6 +232,28 @@ def _shares(texts: Sequence[str], option: str) -> dict[str, float]:
 @click.option("--password-file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--latency", nargs=2, type=float, default=(0.02, 0.2), help="Least and most seconds from command to result."
+)
+@click.option(
+    "--weather",
+    type=click.Choice(list(WEATHERS)),
+    default="calm",
+    help="A set of faults to begin with; see below.",
+)
+@click.option(
+    "--latency-shape",
+    type=click.Choice(SHAPES),
+    default="uniform",
+    help="How results are spread between the two: evenly; in a burst, few of them later; or trickling in, half of "
+    "them within a sixth, one of a hundred after the most.",
+)
+@click.option("--late", default=0.0, help="Share of results held back for --late-s.")
+@click.option("--late-s", default=330.0, help="More than the service waits for a result, which is 300 s by default.")
+@click.option("--swallow", default=0.0, help="Share of commands lost before they reach the device.")
+@click.option(
+    "--faults",
+    "more_faults",
+    metavar="JSON",
+    help='Any faults as POST /sim/faults takes them: \'{"realtime": {"error_rate": 0.1}}\'.',
 )
 @click.option("--loss", default=0.0, help="Share of results that are lost.")
 @click.option("--loss-of", multiple=True, metavar="[SN][:set|release|query][:COUNT|*]", help="Lose chosen results.")
@@ -245,10 +294,33 @@ def command(**options: Any) -> None:
     )
     for handler in logging.getLogger().handlers:
         handler.addFilter(_Rarely())
-    asyncio.run(run(_plan(options)))
+    given = click.get_current_context().get_parameter_source
+    asked = {name for name in options if given(name) is not ParameterSource.DEFAULT}
+    asyncio.run(run(_plan(options, asked)))
 
 
-def _plan(options: dict[str, Any]) -> Plan:
+def _faults(options: dict[str, Any], asked: Collection[str], profile: Profile) -> Faults:
+    """The faults at the start: those of the weather, over them the options that were given, over both --faults."""
+    wished = {
+        **options,
+        "refusals": _shares(options["refusals"], "--refusals"),
+        "topics_out_of_step": _shares(options["topics_out_of_step"], "--topics-out-of-step"),
+    }
+    faults = Faults(seed=options["seed"], results_per_command=profile.results_per_command)
+    faults.set_weather(options["weather"], codes=profile.codes)
+    faults.change({fault: wished[name] for name, fault in _FAULTS.items() if name in asked})
+    if options["more_faults"]:
+        try:
+            more = msgspec.json.decode(options["more_faults"], type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise click.BadParameter(f"--faults is a JSON object ({error})") from error
+        faults.change(more)
+    faults.rules.extend(parse_loss_of(text) for text in options["loss_of"])
+    return faults
+
+
+def _plan(options: dict[str, Any], asked: Collection[str]) -> Plan:
+    """`asked`: the options that were given, and not left at their default."""
     if (options["tls_cert"] is None) != (options["tls_key"] is None):
         raise click.UsageError("--tls-cert and --tls-key go together")
     try:
@@ -265,21 +337,7 @@ def _plan(options: dict[str, Any]) -> Plan:
                 series=[name for name in options["series"].split(",") if name],
                 registered_limits=options["registered_limits"],
             )
-        faults = Faults(
-            seed=options["seed"], results_per_command=options["results_per_command"] or profile.results_per_command
-        )
-        faults.change(
-            {
-                "latency_s": options["latency"],
-                **{
-                    name: options[name]
-                    for name in ("loss", "duplicates", "reorder", "reorder_effects", "partial", "after_withdrawal")
-                },
-                "refusals": _shares(options["refusals"], "--refusals"),
-                "out_of_step_s": _shares(options["topics_out_of_step"], "--topics-out-of-step"),
-            }
-        )
-        faults.rules.extend(parse_loss_of(text) for text in options["loss_of"])
+        faults = _faults(options, asked, profile)
     except (ProfileError, FleetError, FaultError) as error:
         raise click.ClickException(str(error)) from error
     password_file = options["password_file"]

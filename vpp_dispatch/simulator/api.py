@@ -88,6 +88,8 @@ class RealTimeApi:
                 wanted is not None and not secrets.compare_digest(given.encode(), wanted.encode())
             ):
                 return self._error(_NO_LOGIN, "account or password is wrong", status=401)
+        if self._happens(0.0, "login_refused_next"):
+            return self._error(_NO_LOGIN, "the account is locked", status=401)
         token = secrets.token_urlsafe(24)
         ttl_s = self._cloud.faults.realtime.token_ttl_s
         self._tokens[token] = time.time() + ttl_s
@@ -105,7 +107,7 @@ class RealTimeApi:
             faults.rate_limit_next -= 1
         elif faults.rate_limit_per_s > 0:
             now = time.monotonic()
-            self._calls = [at for at in self._calls if at > now - 1]
+            self._calls = [at for at in self._calls if at > now - max(1.0, 1 / faults.rate_limit_per_s)]
             limited = len(self._calls) >= max(1.0, faults.rate_limit_per_s)
             if not limited:
                 self._calls.append(now)
@@ -129,6 +131,8 @@ class RealTimeApi:
             if (fault := await self._fault()) is not None:
                 return fault
             token = self._rules.token_of(request.headers.get(self._rules.header, ""))
+            if self._happens(0.0, "token_expires_next"):
+                self._tokens.pop(token, None)
             if self._tokens.get(token, 0) <= time.time():
                 status = 401 if self._cloud.faults.realtime.token_error == "http" else 200
                 return self._error(self._rules.token_expired_code, "the token is unknown or has expired", status=status)
@@ -152,9 +156,8 @@ class RealTimeApi:
         if name == "authorized-sns":
             found = self._cloud.consent.authorized_sns(now=now)
             total, faults = len(found), self._cloud.faults.realtime
-            if page > 1 and faults.list_changes_next > 0:
+            if page > 1 and self._happens(faults.list_changes_rate, "list_changes_next"):
                 # One SN went away before this page and one came that is not on any page yet: the pages miss one.
-                faults.list_changes_next -= 1
                 found = found[1:]
             rows = [
                 self._rules.row(name, {"sn": sn, "authorized_at": since, "expires_at": until})

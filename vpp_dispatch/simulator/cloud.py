@@ -94,7 +94,7 @@ class Cloud:
         if first is None or first.swallowed:
             first = self._first[correlation_id] = command
         command.conflict = (first.sn, first.role, first.items) != (sn, role, items)
-        latency_s = faults.latency_s[0] + draws.latency * (faults.latency_s[1] - faults.latency_s[0])
+        latency_s = faults.latency(draws)
         effect_at = now + latency_s / 2 + faults.out_of_step_s[role]
         if delay := faults.rule("delay_effect", sn=sn, role=role, kind=kind, names=names):
             effect_at += delay.seconds
@@ -172,8 +172,8 @@ class Cloud:
             command.effect_at = command.effect_at or now
             command.code, command.values = first.code, first.values
         self.ledger.totals[f"code.{command.code}"] += 1
-        latency_s = self.faults.latency_s[0] + draws.latency * (self.faults.latency_s[1] - self.faults.latency_s[0])
-        self._answer(command, stage=self.profile.applied, code=command.code or "", at=now + latency_s / 2, draws=draws)
+        at = now + self.faults.latency(draws) / 2
+        self._answer(command, stage=self.profile.applied, code=command.code or "", at=at, draws=draws)
 
     def _refused_by_cloud(self, command: Command, row: int | None, now: float) -> str | None:
         standing = self.consent.standing(command.sn, now=now)
@@ -226,7 +226,10 @@ class Cloud:
         names = tuple(name for name, _ in command.items)
         if delay := faults.rule("delay_result", sn=sn, role=role, kind=kind, names=names, stage=stage):
             at += delay.seconds
-        if draws.reorder < faults.reorder:
+        if faults.is_late(command.correlation_id, command.repeat):
+            at += faults.late_s
+            self.ledger.totals["results.late"] += 1
+        elif draws.reorder < faults.reorder:
             at += faults.held_back_s
         elif delay is None:
             at = max(at, self._last_result.get((sn, role), 0.0))

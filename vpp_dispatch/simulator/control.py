@@ -4,10 +4,12 @@ POST /sim/consent   {"sn" | "sns", "authorized": bool, "expires_at"?: epoch s}
 POST /sim/whitelist {"sn" | "sns", "listed": bool}            GoodWe's own list of the supplier's devices
 POST /sim/online    {"sn" | "sns", "online": bool}
 POST /sim/owner     {"sn", "parameter", "value"}              the owner changes a setting by hand
-POST /sim/device    {"sn" | "sns", "soc"?, "load_w"?, "pv_factor"?, "grid_mode"?, "error_bits"?, "diagnostic_bits"?}
+POST /sim/device    {"sn" | "sns", "soc"?, "load_w"?, "pv_factor"?, "grid_mode"?, "error_bits"?, "diagnostic_bits"?,
+                     "off_grid"?: bool, "faulted"?: bool}     the last two: no grid there; an error bit is set
 POST /sim/faults    see `faults.Faults.change`; also "expire_tokens": true
+POST /sim/weather   {"weather": one of `weather.WEATHERS`}        in place of all faults there are; then /sim/faults adds
 POST /sim/registry  {"publish"?: [sn | record], "remove"?: [sn]}   records and tombstones on the registry topic
-GET  /sim/faults, /sim/fleet, /sim/health
+GET  /sim/faults, /sim/weather, /sim/fleet, /sim/health
 GET  /sim/dump      ?path=FILE writes it there, ?sn=SN (repeatable) narrows it
 """
 
@@ -27,6 +29,7 @@ from vpp_dispatch.simulator.api import RealTimeApi, reply
 from vpp_dispatch.simulator.cloud import Cloud
 from vpp_dispatch.simulator.faults import FaultError
 from vpp_dispatch.simulator.topics import Publisher, Topics
+from vpp_dispatch.simulator.weather import WEATHERS
 
 _COLUMNS: Final[Mapping[str, str]] = {
     "load_w": "load_fixed_w",
@@ -34,6 +37,11 @@ _COLUMNS: Final[Mapping[str, str]] = {
     "grid_mode": "grid_mode",
     "error_bits": "error_bits",
     "diagnostic_bits": "diagnostic_bits",
+}
+# What can be said in one word: the column, its value if so, and if not. Error bit 12 is the internal fan's.
+_STATES: Final[Mapping[str, tuple[str, int, int]]] = {
+    "off_grid": ("grid_mode", 0, 1),
+    "faulted": ("error_bits", 1 << 12, 0),
 }
 Handler = Callable[[Mapping[str, Any], float], Awaitable[dict[str, Any]]]
 
@@ -69,9 +77,16 @@ class Control:
             "owner": self._owner,
             "device": self._device,
             "faults": self._faults,
+            "weather": self._weather,
             "registry": self._publish_registry,
         }
-        gets = {"faults": self._show_faults, "fleet": self._fleet, "health": self._health, "dump": self._dump}
+        gets = {
+            "faults": self._show_faults,
+            "weather": self._show_weathers,
+            "fleet": self._fleet,
+            "health": self._health,
+            "dump": self._dump,
+        }
         return [
             *(web.post(f"/sim/{name}", self._post(handler)) for name, handler in posts.items()),
             *(web.get(f"/sim/{name}", self._get(handler)) for name, handler in gets.items()),
@@ -135,9 +150,12 @@ class Control:
 
     async def _device(self, body: Mapping[str, Any], now: float) -> dict[str, Any]:
         rows = [self._cloud.inverters.row_of[sn] for sn in self._sns(body)]
-        values = {name: value for name, value in body.items() if name not in ("sn", "sns")}
+        values = {name: value for name, value in body.items() if name not in ("sn", "sns", *_STATES)}
+        for name, (column, when_true, when_false) in _STATES.items():
+            if name in body:
+                values[column] = when_true if _switch(body, name) else when_false
         if unknown := set(values) - set(_COLUMNS) - {"soc"}:
-            raise ControlError(f"unknown {sorted(unknown)}; known are {sorted((*_COLUMNS, 'soc'))}")
+            raise ControlError(f"unknown {sorted(unknown)}; known are {sorted((*_COLUMNS, *_STATES, 'soc'))}")
         if any(value is None and name != "load_w" for name, value in values.items()):
             raise ControlError("only load_w can be null, which gives the house its own course back")
         numbers = {name: math.nan if value is None else float(value) for name, value in values.items()}
@@ -156,6 +174,10 @@ class Control:
             self._api.expire_tokens()
         return self._cloud.faults.shown()
 
+    async def _weather(self, body: Mapping[str, Any], now: float) -> dict[str, Any]:
+        self._cloud.faults.set_weather(body["weather"], codes=self._cloud.profile.codes)
+        return self._cloud.faults.shown()
+
     async def _publish_registry(self, body: Mapping[str, Any], now: float) -> dict[str, Any]:
         if self._registry is None:
             raise ControlError("started without --publish-fleet: there is no registry topic")
@@ -170,6 +192,9 @@ class Control:
 
     async def _show_faults(self, request: web.Request) -> web.Response:
         return reply(self._cloud.faults.shown())
+
+    async def _show_weathers(self, request: web.Request) -> web.Response:
+        return reply({name: {"says": weather.says, "faults": weather.faults} for name, weather in WEATHERS.items()})
 
     async def _fleet(self, request: web.Request) -> web.Response:
         return reply([device.registry_record() for device in self._cloud.inverters.devices])

@@ -1,23 +1,31 @@
 """What goes wrong, and when: rates drawn per command from the seed, and rules that pick chosen commands.
 
 A draw is a function of (seed, correlation id, how often that id was answered before): a run with the same seed and the
-same commands meets the same faults, in whatever order they arrive.
+same commands meets the same faults, in whatever order they arrive. Named sets of faults: `weather`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any, Final
 
 from vpp_dispatch.simulator.profile import ROLES
+from vpp_dispatch.simulator.weather import WEATHERS
 
 KINDS: Final = ("set", "release", "query")
 RULES: Final = ("drop", "refuse", "delay_effect", "delay_result", "duplicate", "swallow")
-_RATES: Final = ("loss", "duplicates", "reorder", "reorder_effects", "swallow_rate", "partial")
+SHAPES: Final = ("uniform", "burst", "trickle")
+_RATES: Final = ("loss", "duplicates", "reorder", "reorder_effects", "late", "swallow_rate", "partial")
 _SCALE: Final = 1 / 2**32
+_NORMAL: Final = NormalDist()
+_SIGMA: Final = 0.8  # of the log-normal tail of `trickle`
+_AT_MOST: Final = _NORMAL.inv_cdf(0.99)  # where `trickle` reaches the most seconds
+_LONGEST: Final = 3.0  # times the most seconds
 
 
 class FaultError(ValueError):
@@ -42,6 +50,12 @@ def draw(seed: int, correlation_id: str, answer: int) -> Draws:
     """The draws of the `answer`-th answer (0 = first) to a command."""
     digest = hashlib.blake2b(f"{seed}\0{correlation_id}\0{answer}".encode(), digest_size=32).digest()
     return Draws(*(number * _SCALE for number in struct.unpack("<8I", digest)))
+
+
+def draw_late(seed: int, correlation_id: str, answer: int) -> float:
+    """The draw of lateness, in [0, 1); apart, so that it moves none of the others."""
+    digest = hashlib.blake2b(f"{seed}\0{correlation_id}\0{answer}".encode(), digest_size=4, person=b"late").digest()
+    return float(int.from_bytes(digest, "little") * _SCALE)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -165,13 +179,16 @@ class RealTimeFaults:
     """What goes wrong with the HTTPS API. `..._next` counts calls that still meet the fault.
 
     Attributes:
-        rate_limit_per_s: calls per second and token; 0 = no limit. One second's worth may come at once.
+        rate_limit_per_s: calls per second of all; 0 = no limit. One second's worth may come at once, below 1 one call.
         rate_limit_style: `http` = status 429, `code` = status 200 with GoodWe's code.
         retry_after_s: named with a rate limit; None = not named.
         error_rate, error_next, error_status: HTTP 5xx.
         slow_rate, slow_next, slow_s: pages that take their time.
-        list_changes_next: pages after the first that come from a list which changed meanwhile (an SN is missed).
+        list_changes_rate, list_changes_next: pages after the first that come from a list which changed meanwhile (an
+            SN is missed).
         token_error: `http` = status 401, `code` = status 200 with GoodWe's code.
+        token_expires_next: calls that come just after their token has expired.
+        login_refused_next: log-ins that are refused, whatever the password.
         offline_rows: `flag` = rows with `online` false, `sn` = rows with nothing but the SN.
         telemetry_age_s: how old samples are.
     """
@@ -186,8 +203,11 @@ class RealTimeFaults:
     slow_rate: float = 0.0
     slow_next: int = 0
     slow_s: float = 2.0
+    list_changes_rate: float = 0.0
     list_changes_next: int = 0
     token_error: str = "http"
+    token_expires_next: int = 0
+    login_refused_next: int = 0
     token_ttl_s: float = 3600.0
     offline_rows: str = "flag"
     telemetry_age_s: float = 0.0
@@ -198,9 +218,12 @@ class Faults:
 
     Attributes:
         latency_s: least and most time from a command to its result; it takes effect half way.
+        latency_shape: how the time is spread between them. `uniform`; `burst` = three of four within a tenth of it;
+            `trickle` = log-normal: half within a sixth of it, one of a hundred above the most, none above three times.
         out_of_step_s: extra time before the effect, by topic role; so a query can overtake a set.
         loss, duplicates: share of results that are lost, or sent twice.
         reorder: share of results held back by `reorder_s`, so that later ones overtake them.
+        late: share of results held back by `late_s`, which should be more than the service waits.
         reorder_effects: the same for the effect on the device.
         swallow_rate: share of commands that are lost before they reach the device.
         partial: share of multi-parameter commands whose last parameter fails.
@@ -213,16 +236,55 @@ class Faults:
 
     def __init__(self, *, seed: int, results_per_command: int = 1) -> None:
         self.seed = seed
+        self._results_per_command = results_per_command
+        self.rules: list[Rule] = []
+        self.realtime = RealTimeFaults()
+        self.reset()
+
+    def reset(self) -> None:
+        """Everything as at the start of a simulator without options: nothing goes wrong."""
         self.latency_s = (0.02, 0.2)
+        self.latency_shape = "uniform"
         self.out_of_step_s = dict.fromkeys(ROLES, 0.0)
         self.loss = self.duplicates = self.reorder = self.reorder_effects = self.swallow_rate = self.partial = 0.0
         self.reorder_s: float | None = None
+        self.late = 0.0
+        self.late_s = 330.0
         self.refusals: dict[str, float] = {}
         self.offline_silent = False
         self.after_withdrawal = "release"
-        self.results_per_command = results_per_command
-        self.rules: list[Rule] = []
+        self.results_per_command = self._results_per_command
+        self.rules.clear()
         self.realtime = RealTimeFaults()
+
+    def set_weather(self, name: str, *, codes: Mapping[str, str]) -> None:
+        """One of WEATHERS in place of everything that goes wrong now; `codes`: GoodWe's code by meaning.
+
+        Raises:
+            FaultError: there is no such weather.
+        """
+        if name not in WEATHERS:
+            raise FaultError(f"there is no weather {name!r}: {', '.join(WEATHERS)}")
+        faults = dict(WEATHERS[name].faults)
+        named = faults.pop("refusals", {})
+        # A contract that lacks a code for it has no such refusal.
+        faults["refusals"] = {codes[meaning]: share for meaning, share in named.items() if meaning in codes}
+        self.reset()
+        self.change(faults)
+
+    def latency(self, draws: Draws) -> float:
+        """Seconds from a command to its result."""
+        least, most = self.latency_s
+        part = draws.latency
+        if self.latency_shape == "burst":
+            part = part**8
+        elif self.latency_shape == "trickle":
+            part = min(math.exp(_SIGMA * (_NORMAL.inv_cdf(max(part, _SCALE)) - _AT_MOST)), _LONGEST)
+        return least + part * (most - least)
+
+    def is_late(self, correlation_id: str, answer: int) -> bool:
+        """Whether the `answer`-th answer to a command is held back by `late_s`."""
+        return self.late > 0 and draw_late(self.seed, correlation_id, answer) < self.late
 
     @property
     def held_back_s(self) -> float:
@@ -280,9 +342,10 @@ class Faults:
 
     def shown(self) -> dict[str, Any]:
         """Everything as `change` would take it, for people and for the dump."""
-        names = (*_RATES, "latency_s", "reorder_s", "out_of_step_s", "refusals", "offline_silent", "after_withdrawal")
+        names = (*_RATES, "latency_s", "latency_shape", "reorder_s", "late_s", "out_of_step_s", "refusals")
+        switches = ("offline_silent", "after_withdrawal", "results_per_command")
         return {
-            **{name: getattr(self, name) for name in (*names, "results_per_command")},
+            **{name: getattr(self, name) for name in (*names, *switches)},
             **{action: [rule.shown() for rule in self.rules if rule.action == action] for action in RULES},
             "realtime": {name: getattr(self.realtime, name) for name in RealTimeFaults.__dataclass_fields__},
         }
@@ -310,6 +373,10 @@ def _checked(name: str, value: Any) -> Any:
         and value[0] <= value[1]
     ):
         return (float(value[0]), float(value[1]))
+    if name == "latency_shape" and value in SHAPES:
+        return value
+    if name == "late_s" and _is_number(value):
+        return float(value)
     if name == "reorder_s" and (value is None or _is_number(value)):
         return value
     if (

@@ -11,8 +11,9 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from tests.unit.simulator.world import HYBRID, OLD, OTHER, PV_PERCENT, World, device
-from vpp_dispatch.simulator.api import INTERFACES, RealTimeApi
+from vpp_dispatch.simulator.api import RealTimeApi
 from vpp_dispatch.simulator.control import Control
+from vpp_dispatch.simulator.profile import INTERFACES
 from vpp_dispatch.simulator.topics import Topics
 
 
