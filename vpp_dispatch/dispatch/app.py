@@ -18,6 +18,7 @@ import faust
 from faust.types import TP
 
 from vpp_dispatch.dispatch import faust_fixes, inbox
+from vpp_dispatch.dispatch.breakglass import BreakGlass
 from vpp_dispatch.dispatch.coordinator import Coordinator
 from vpp_dispatch.dispatch.inbox import ProgressReport
 from vpp_dispatch.dispatch.intake import Intake
@@ -174,6 +175,7 @@ class Worker:
             log=log,
             fault=fault,
             digests=lambda commands: link.prepare(commands).digests,
+            break_glass=BreakGlass(folder=settings.data_dir, metrics=metrics, log=log),
         )
         self.publisher = Publisher(
             shards=self.shards,
@@ -548,6 +550,7 @@ class Worker:
             try:
                 await self.shards.tell(time.time())
                 self.shards.gauge(time.time())
+                await self.shards.keep_files()
             except ExternalFault as fault:
                 if fault.reason != "no_lease":
                     self.log.warning("shards.tell", reason=fault.reason, detail=str(fault))

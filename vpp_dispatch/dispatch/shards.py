@@ -15,6 +15,7 @@ import numpy as np
 from aiokafka.structs import ConsumerRecord
 
 from vpp_dispatch.dispatch import inbox, pages
+from vpp_dispatch.dispatch.breakglass import BreakGlass
 from vpp_dispatch.dispatch.lease import Lease
 from vpp_dispatch.domain import correlation
 from vpp_dispatch.domain.account import Reason, State
@@ -74,8 +75,10 @@ class Shards:
         log: Any,
         fault: Callable[[str], None],
         digests: Digests | None = None,
+        break_glass: BreakGlass | None = None,
     ) -> None:
         self.digests = digests
+        self.break_glass = break_glass
         self.catalogue = catalogue
         self.policy = policy
         self.table = table
@@ -154,6 +157,8 @@ class Shards:
         self._saved_at.clear()
         self._letters.clear()
         self._drops.clear()
+        if self.break_glass is not None:
+            self.break_glass.reset()
 
     def give_up(self) -> None:
         """The shards are somebody else's now."""
@@ -434,6 +439,11 @@ class Shards:
             except BaseException:
                 self._retell = True
                 raise
+
+    async def keep_files(self) -> None:
+        """Brings the break-glass files up to date with what is released (R36)."""
+        if self.break_glass is not None and self.lease.fresh():
+            await self.break_glass.after([book for shard, book in self.books.items() if self.read_up(shard)])
 
     async def _tell_outcomes(self, book: Book, membership: Membership, now: float) -> None:
         tellings = membership.tellings()

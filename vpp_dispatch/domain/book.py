@@ -177,21 +177,16 @@ class Book:
             record = self.roster.records[row]
             for actuator, setpoints in self.setpoints.items():
                 pair = record.default.get(actuator) if record else None
-                if pair and actuator is Actuator.EXPORT:
-                    rows_ = np.array([row])
-                    pair = (pair[0], int(self._in_steps(rows_, np.array([pair[1]]))[0]))
+                if pair:
+                    pair = self._told(actuator, row, pair)
                 setpoints.registry[row] = (True, *pair) if pair else (False, 0, 0)
 
-    def _in_steps(self, rows: Rows, watts: I32) -> I32:
-        """Export limits as devices can express them: whole steps, rounded down, never looser than asked.
-
-        Families that count in percent know no more than 100 % of the rating.
-        """
-        ability = self.roster.ability[rows]
-        step = np.maximum(ability["export_step_w"], 1.0)
-        most = np.where((step > 1.0) & (ability["rated_w"] > 0), ability["rated_w"], np.iinfo(np.int32).max)
-        limits: I32 = np.minimum(np.floor(np.floor(watts / step + 1e-9) * step + 1e-9), most).astype(np.int32)
-        return limits
+    def _told(self, actuator: Actuator, row: int, pair: tuple[int, int]) -> tuple[int, int]:
+        """A pair as the device can be told it."""
+        rows = np.array([row])
+        value = pair[0] if actuator is Actuator.ACTIVE else pair[1]
+        told = int(self.roster.in_steps(actuator, rows, np.array([value], np.int32))[0])
+        return (told, pair[1]) if actuator is Actuator.ACTIVE else (pair[0], told)
 
     def _selector(self, selector: Selector, now: float) -> None:
         event = selector.event
@@ -314,8 +309,7 @@ class Book:
                 if actuator is Actuator.EMS:  # as if it could not be read: nothing that a device may be returned to
                     first = np.where(first == FORCED_ISLANDING, NO_VALUE, first).astype(np.int32)
                 if actuator is Actuator.EXPORT:  # read in steps of the device (a percent of its rating, for some)
-                    step = self.roster.ability["export_step_w"][rows[index]]
-                    second = np.where(second == NO_VALUE, NO_VALUE, np.floor(second * step + 1e-9)).astype(np.int32)
+                    second = self.roster.read_in_steps(rows[index], second)
                 self._query_results(
                     setpoints,
                     QueryResults(
@@ -690,9 +684,12 @@ class Book:
             if actuator is Actuator.EXPORT:
                 limited = held & known & (default_first == 1)
                 second = np.where(limited, np.minimum(second, default_second), second)
-                second = self._in_steps(np.arange(n), second)
             else:
                 first = np.where(held & known, np.minimum(first, default_first), first)
+        if actuator is Actuator.ACTIVE:
+            first = self.roster.in_steps(actuator, np.arange(n), first)
+        else:
+            second = self.roster.in_steps(actuator, np.arange(n), second)
         for membership, part in holders:
             m = part.members
             mine = owner[m["row"]] == membership.slot

@@ -35,7 +35,7 @@ class Catalogue(Protocol):
     def supports(self, sn: str, actuator: Actuator) -> bool: ...
     def has_battery(self, sn: str) -> bool: ...
     def rated_w(self, sn: str, told_w: int) -> int: ...
-    def export_step_w(self, sn: str, rated_w: int) -> float: ...
+    def step_w(self, actuator: Actuator, sn: str, rated_w: int) -> float: ...
     def family_default(self, actuator: Actuator) -> tuple[int, int]: ...
     def mode_of(self, kind: Kind) -> int: ...
     @property
@@ -89,7 +89,7 @@ ABILITY = np.dtype(
     [
         ("rated_w", "<i4"),
         ("battery", "?"),
-        ("export_step_w", "<f8"),
+        ("step", "<f8", (5,)),  # by actuator: what one raw value is worth in the pair's unit; 0 = cannot be told
         ("supports", "?", (5,)),
         ("draw", "<u8"),  # a stable hash of the SN, for what is staggered or sampled
     ]
@@ -143,10 +143,10 @@ class Roster:
         rated_w = self.catalogue.rated_w(sn, record.rated_w if record else 0)
         self.ability["rated_w"][row] = rated_w
         self.ability["battery"][row] = self.catalogue.has_battery(sn)
-        self.ability["export_step_w"][row] = self.catalogue.export_step_w(sn, rated_w)
         self.ability["draw"][row] = int.from_bytes(hashlib.blake2b(sn.encode(), digest_size=8).digest())
         for actuator in Actuator:
             self.ability["supports"][row, actuator] = self.catalogue.supports(sn, actuator)
+            self.ability["step"][row, actuator] = self.catalogue.step_w(actuator, sn, rated_w)
 
     def put(self, row: int, record: Record | None) -> None:
         """Sets a row's registry record and its places in the indices; None takes it out of the registry."""
@@ -287,6 +287,26 @@ class Roster:
         whole = control.sites_w.get(record.site) if record is not None and record.site else None
         return NO_VALUE if whole is None or record is None else int(whole * record.site_share + 1e-9)
 
+    def in_steps(self, actuator: Actuator, rows: Rows, values: I32) -> I32:
+        """Values as devices can express them: whole steps, rounded down, never more power nor a looser limit.
+
+        An export limit in percent knows no more than 100 % of the rating.
+        """
+        if actuator is Actuator.REACTIVE:
+            return values
+        step = np.maximum(self.ability["step"][rows, actuator], 1.0)
+        told = np.ceil(np.floor(values / step + 1e-9) * step - 1e-9)
+        if actuator is Actuator.EXPORT:
+            rated = self.ability["rated_w"][rows]
+            told = np.where((step > 1.0) & (rated > 0), np.minimum(told, rated), told)
+        return np.asarray(told, np.int32)
+
+    def read_in_steps(self, rows: Rows, raw: I32) -> I32:
+        """Export limits in W that were read as raw values, which only the book's rating can give a unit."""
+        step = self.ability["step"][rows, Actuator.EXPORT]
+        watts = np.where(step > 1.0, np.ceil(raw * step - 1e-9), np.floor(raw * step + 1e-9))
+        return np.where(raw == NO_VALUE, NO_VALUE, np.minimum(watts, np.iinfo(np.int32).max)).astype(np.int32)
+
     def allowed(self, rows: Rows, now: float) -> tuple[Flags, Flags]:
         """(registered, consenting) of rows: the two keys of R16 that gate a hold while it lasts."""
         c = self.columns[rows]
@@ -313,8 +333,7 @@ class Roster:
             refuse(~ability["battery"], Reason.CAPABILITY)
             if control.kind is not Kind.STANDBY:
                 refuse((ability["rated_w"] > 0) & (ability["rated_w"] < asked), Reason.CAPABILITY)
-        if control.actuator is Actuator.EXPORT:
-            refuse(ability["export_step_w"] <= 0, Reason.CAPABILITY)
+        refuse(ability["step"][:, control.actuator] <= 0, Reason.CAPABILITY)
         refuse(asked == NO_VALUE, Reason.NOT_IN_TABLE if control.form is Form.BY_TARGET_W else Reason.CAPABILITY)
         if self.policy.telemetry != "ignore":
             fresh = (facts["at"] > 0) & (now - facts["at"] <= self.policy.telemetry_max_age_s)

@@ -103,6 +103,7 @@ CATALOGUE: dict[str, tuple[Metric, ...]] = {
         _gauge(
             "held_past_window_devices", "Devices set although no event holds them any more. Falls as debts are paid."
         ),
+        _counter("break_glass_failures", "Writes to a break-glass file that the disk did not take (R36)."),
         _gauge("switches", "1 while a switch is on (R36).", switch="releases_only, drain"),
         _gauge("devices_registered", "Devices in the registry, in the shards of this worker."),
         _gauge("devices_authorized", "Registered devices whose owner's consent is current (R16)."),
@@ -282,6 +283,7 @@ class Metrics:
     oldest_debt_seconds: LabelledGauge
     held_past_window_devices: LabelledGauge
     switches: LabelledGauge
+    break_glass_failures: LabelledCounter
     devices_registered: LabelledGauge
     devices_authorized: LabelledGauge
     registry_records: LabelledCounter

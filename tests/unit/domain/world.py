@@ -40,7 +40,7 @@ class Catalogue:
     def rated_w(self, sn: str, told_w: int) -> int:
         return told_w or 10_000
 
-    def export_step_w(self, sn: str, rated_w: int) -> float:
+    def step_w(self, actuator: Actuator, sn: str, rated_w: int) -> float:
         return 1.0
 
     def family_default(self, actuator: Actuator) -> tuple[int, int]:
