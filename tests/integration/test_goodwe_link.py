@@ -8,7 +8,7 @@ import socket
 import struct
 import time
 import tomllib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from tests.waiting import eventually
 from vpp_dispatch.demo.broker import Broker
 from vpp_dispatch.domain.command import ResultCode, Results
 from vpp_dispatch.domain.device import shard_of
+from vpp_dispatch.domain.inputs import SlotResults
 from vpp_dispatch.domain.signal import QUERY_BIT, Actuator
 from vpp_dispatch.errors import NotReachable
 from vpp_dispatch.goodwe import link as link_module
@@ -29,6 +30,13 @@ from vpp_dispatch.goodwe.codec import Codec
 from vpp_dispatch.goodwe.link import Link, RefusedRecord
 from vpp_dispatch.goodwe.parameters import Catalogue
 from vpp_dispatch.goodwe.profile import PROFILES, Profile, parse_profile
+from vpp_dispatch.simulator import profile as simulated
+from vpp_dispatch.simulator.cloud import Cloud
+from vpp_dispatch.simulator.consent import Consent
+from vpp_dispatch.simulator.faults import Faults
+from vpp_dispatch.simulator.fleet import Device
+from vpp_dispatch.simulator.inverter import Inverters
+from vpp_dispatch.simulator.topics import Topics
 
 PARTITIONS = 3
 
@@ -41,12 +49,12 @@ class Inbox:
     """Where results go; can fail."""
 
     def __init__(self) -> None:
-        self.delivered: list[dict[int, Results]] = []
+        self.delivered: list[Mapping[int, Results | SlotResults]] = []
         self.refused: list[RefusedRecord] = []
         self.failures = 0
         self.tried = 0
 
-    async def deliver(self, by_shard: dict[int, Results]) -> None:
+    async def deliver(self, by_shard: Mapping[int, Results | SlotResults]) -> None:
         self.tried += 1
         if self.failures:
             self.failures -= 1
@@ -58,16 +66,21 @@ class Inbox:
 
     @property
     def ids(self) -> list[bytes]:
-        return [i.tobytes() for batch in self.delivered for results in batch.values() for i in results.ids]
+        return [i.tobytes() for results in self.parts if isinstance(results, Results) for i in results.ids]
+
+    @property
+    def parts(self) -> list[Results | SlotResults]:
+        return [results for batch in self.delivered for results in batch.values()]
 
 
 class Side:
     """GoodWe's side on one cluster: topics of this test, and links to them."""
 
-    def __init__(self, bootstrap_servers: str, prefix: str) -> None:
+    def __init__(self, bootstrap_servers: str, prefix: str, profile: str = "goodwe") -> None:
         self.bootstrap_servers = bootstrap_servers
-        data = tomllib.loads((PROFILES / "goodwe.toml").read_text(encoding="utf-8"))
+        data = tomllib.loads((PROFILES / f"{profile}.toml").read_text(encoding="utf-8"))
         data["topics"] = {role: prefix + name for role, name in data["topics"].items()}
+        self.data = data
         self.profile: Profile = parse_profile(data, "test")
         self.codec = Codec(self.profile, Catalogue(self.profile))
         self.group = prefix + "group"
@@ -233,6 +246,55 @@ def _ids(roles: list[int], values: list[bytes], role: int) -> set[str]:
     return {json.loads(value)["requestId"] for r, value in zip(roles, values, strict=True) if r == role}
 
 
+@pytest.mark.parametrize("name", sorted(file.stem for file in PROFILES.glob("*.toml")))
+async def test_what_is_sent_is_done_and_its_results_come_back(kafka: Kafka, topic_prefix: str, name: str) -> None:
+    """Under every profile: the link, GoodWe's topics, the simulator, and back."""
+    side = Side(kafka.bootstrap_servers, topic_prefix, name)
+    await side.create_topics()
+    profile = simulated.parse_profile(side.data)
+    now, sns = time.time(), [_sn(n) for n in range(40)]
+    consent = Consent()
+    for sn in sns:
+        consent.add(sn, authorized_at=now - 60)
+    cloud = Cloud(
+        profile=profile,
+        inverters=Inverters(
+            profile=profile,
+            devices=[Device(sn=sn, site="s", groups=(), area="west", rated_w=10_000) for sn in sns],
+            seed=1,
+            now=now,
+        ),
+        consent=consent,
+        faults=Faults(seed=1, results_per_command=profile.results_per_command),
+        started_at=now,
+    )
+    cloud.faults.change({"latency_s": [0.1, 0.3]})
+    topics = Topics(cloud=cloud, bootstrap_servers=side.bootstrap_servers, group=f"{topic_prefix}simulator")
+    inbox = Inbox()
+    try:
+        await topics.start()
+        link = await side.started(inbox)
+        mode = side.profile.ems_modes.charge
+        await _publish(link, link.prepare(commands([(Actuator.EMS, sn, mode, 3000) for sn in sns])))
+        sets = 40 * side.profile.results.per_command
+        await eventually(lambda: link.results == sets, what="the results of setpoints")
+        await _publish(link, link.prepare(commands([(Actuator.EMS | QUERY_BIT, sn, 0, 0) for sn in sns])))
+        await eventually(lambda: link.results == sets + 40, what="the results of queries")
+    finally:
+        await topics.stop()
+        for each in side.links:
+            await each.stop()
+    assert inbox.refused == []
+    assert all(isinstance(part, Results if side.profile.correlation.echoed else SlotResults) for part in inbox.parts)
+    assert all((part.code == ResultCode.SUCCESS).all() for part in inbox.parts)
+    assert sum(int(part.accepted.sum()) for part in inbox.parts) == sets - 40
+    read = [pair for part in inbox.parts for pair in zip(part.first.tolist(), part.second.tolist(), strict=True)]
+    assert read.count((mode, 3000)) == 40
+    settings = cloud.inverters.settings[[simulated.MODE, simulated.POWER]]
+    assert (settings[0] == mode).all()
+    assert (settings[1] / profile.columns[simulated.POWER].scale == 3000).all()
+
+
 class TestIn:
     async def test_results_come_by_shard_and_are_committed(self, side: Side) -> None:
         inbox = Inbox()
@@ -244,6 +306,7 @@ class TestIn:
         assert sorted(inbox.ids) == sorted(p.ids[0].tobytes() for p in prepared)
         for batch in inbox.delivered:
             for shard, results in batch.items():
+                assert isinstance(results, Results)
                 assert (results.ids[:, 0] == shard).all()
                 assert (results.code == ResultCode.SUCCESS).all()
                 assert abs(results.at - time.time()).max() < 60
