@@ -7,7 +7,7 @@ POST /sim/owner     {"sn", "parameter", "value"}              the owner changes 
 POST /sim/device    {"sn" | "sns", "soc"?, "load_w"?, "pv_factor"?, "grid_mode"?, "error_bits"?, "diagnostic_bits"?,
                      "off_grid"?: bool, "faulted"?: bool}     the last two: no grid there; an error bit is set
 POST /sim/faults    see `faults.Faults.change`; also "expire_tokens": true
-POST /sim/weather   {"weather": one of `weather.WEATHERS`}        in place of all faults there are; then /sim/faults adds
+POST /sim/weather   {"weather": one of `weather.WEATHERS`}      in place of all faults there are
 POST /sim/registry  {"publish"?: [sn | record], "remove"?: [sn]}   records and tombstones on the registry topic
 GET  /sim/faults, /sim/weather, /sim/fleet, /sim/health
 GET  /sim/dump      ?path=FILE writes it there, ?sn=SN (repeatable) narrows it
