@@ -69,7 +69,7 @@ async def test_the_demo_adds_up(kafka: Kafka, tmp_path: Path) -> None:
         code = await process.wait()
     assert code == 0, said
     assert "Everything adds up, and everything is released." in said
-    assert said.count("yes: report = outcomes = simulator") == 3
+    assert said.count("yes: report = outcomes = simulator") == 4
     assert "all inverters: 240 of 240 at their default" in said
     for happened in (
         "withdraw their consent",
@@ -86,8 +86,19 @@ async def test_the_demo_adds_up(kafka: Kafka, tmp_path: Path) -> None:
     assert [pid for pid in workers if alive(pid)] == []
     saved = {path.name for path in folder.iterdir()}
     assert saved >= {"worker-1.log", "worker-2.log", "simulator.log", "simulator.json", "dispatch.reports.v1.jsonl"}
+    picture = (folder / "demo.svg").read_text()
+    assert f"A picture of it: {folder / 'demo.svg'}" in said
+    for shown in (
+        "chg-1",
+        "dis-1 is cancelled",
+        "is killed (SIGKILL)",
+        "owners withdraw",
+        "delivered",
+        "0 held, 0 owed",
+    ):
+        assert shown in picture
     last = [json.loads(line) for line in (folder / "dispatch.responses.v1.jsonl").read_text().splitlines()]
-    assert {response["event_id"] for response in last} == {"exp-1", "chg-1", "dis-1"}
+    assert {response["event_id"] for response in last} == {"exp-1", "chg-1", "dis-1", "gen-1"}
 
 
 @pytest.mark.timeout(180)

@@ -49,6 +49,11 @@ def _export(values: Mapping[str, Any], percent_of_w: int | None) -> float | None
     return limit if percent_of_w is None else limit * percent_of_w / 100
 
 
+def _power_factor(values: Mapping[str, Any], percent_of_w: int | None) -> float | None:
+    raw = values.get("Power Factor")
+    return None if raw is None else (raw if raw >= 80 else 100 - raw) / 100
+
+
 def _generation(values: Mapping[str, Any], percent_of_w: int | None) -> float | None:
     per_mille = values.get("Active Power Limit")
     return None if per_mille is None else per_mille / 10
@@ -65,22 +70,26 @@ SIGHTS: Final[Mapping[str, Sight]] = {
     "generation_limit": Sight(
         actuator="active", wish="generate at most", power="output", limit=True, standing=_generation
     ),
+    "power_factor": Sight(
+        actuator="reactive", wish="power factor", power="output", limit=False, standing=_power_factor
+    ),
 }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Control:
-    """One thing that is asked of each inverter: W, or percent of its rating."""
+    """One thing that is asked of each inverter: W, percent of its rating, or a power factor (over-excited)."""
 
     kind: str
     each_w: int | None = None
     each_percent: int | None = None
+    cos_phi: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in SIGHTS:
             raise ConfigurationError(f"The demo cannot follow {self.kind}; it follows {', '.join(SIGHTS)}.")
-        if (self.each_w is None) == (self.each_percent is None):
-            raise ConfigurationError(f"{self.kind} needs each_w or each_percent, and not both.")
+        if [self.each_w, self.each_percent, self.cos_phi].count(None) != 2:
+            raise ConfigurationError(f"{self.kind} needs one of each_w, each_percent and cos_phi.")
 
     @property
     def sight(self) -> Sight:
@@ -88,25 +97,40 @@ class Control:
         return SIGHTS[self.kind]
 
     @property
-    def each(self) -> int:
-        """Its value, W or percent."""
-        value = self.each_w if self.each_w is not None else self.each_percent
-        assert value is not None
-        return value
+    def each(self) -> float:
+        """Its value: W, percent, or the power factor."""
+        value = next(v for v in (self.each_w, self.each_percent, self.cos_phi) if v is not None)
+        return float(value)
+
+    @property
+    def field(self) -> str:
+        """Where an outcome row has what the inverter was told."""
+        return "setpoint_w" if self.each_w is not None else "cos_phi" if self.cos_phi else "setpoint_percent"
+
+    @property
+    def unlike(self) -> float:
+        """Two values that differ by so much are not the same."""
+        return 1.0 if self.each_w is not None else 0.005 if self.cos_phi else 0.1
+
+    def value(self) -> str:
+        """`2000 W`, `30 % of the rating`, `0.95`."""
+        unit = "" if self.cos_phi else " W" if self.each_w is not None else " % of the rating"
+        return f"{self.each:g}{unit}"
 
     def asked(self) -> str:
         """`charge 2000 W each`."""
-        return f"{self.sight.wish} {self.each} {'W' if self.each_w is not None else '% of the rating'} each"
+        return f"{self.sight.wish} {self.value()}" + ("" if self.cos_phi else " each")
 
     def asked_w(self, rated_w: float) -> float:
-        """What it asks of an inverter of this rating, W."""
-        return float(self.each_w) if self.each_w is not None else rated_w * self.each / 100
+        """What it asks of an inverter of this rating, W; 0 if it has no watts."""
+        return 0.0 if self.cos_phi else self.each if self.each_w is not None else rated_w * self.each / 100
 
     def body(self) -> dict[str, Any]:
         """As the contract writes it."""
-        return {"kind": self.kind} | (
-            {"each_w": self.each_w} if self.each_w is not None else {"each_percent": self.each_percent}
-        )
+        if self.cos_phi:
+            return {"kind": self.kind, "cos_phi": self.cos_phi, "excitation": "over"}
+        name = "each_w" if self.each_w is not None else "each_percent"
+        return {"kind": self.kind, name: getattr(self, name)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

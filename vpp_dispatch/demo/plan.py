@@ -1,4 +1,4 @@
-"""The demo's plan: three events that overlap while consent, connections and workers fail.
+"""The demo's plan: four events that overlap while consent, connections and workers fail.
 
 Every step waits, with a deadline, for what it needs to see on the topics, in the simulator or on a worker's metrics.
 """
@@ -23,9 +23,10 @@ T = TypeVar("T")
 SHORTEST_S: Final = 45.0
 """Below this the plan's steps do not fit into the windows of its events."""
 SHARDS: Final = 64
-EXPORT, CHARGE, DISCHARGE = "exp-1", "chg-1", "dis-1"
+EXPORT, CHARGE, DISCHARGE, GENERATION = "exp-1", "chg-1", "dis-1", "gen-1"
 FEEDER: Final = "feeder-03"
 AREA: Final = "west"
+NEIGHBOUR: Final = "east"
 CANCEL_S: Final = 2.0
 """The contract's time for a cancellation to take effect."""
 _STEP_S: Final = 30.0
@@ -120,6 +121,7 @@ class Plan:
             self._come_back(self._offline()[::2]),
             self._discharge_and_cancel(begin + 2 * self.seconds),
         )
+        await self._limit_generation()
         await self._lose_connection_over_the_end(6)
         for event_id in self.played:
             await self._until(lambda event_id=event_id: self._closed(event_id), _CLOSE_S, f"{event_id} to close")  # type: ignore[misc]
@@ -252,6 +254,21 @@ class Plan:
             "fleet",
             f"{len(back)} inverters went from discharging back to charging, {time.monotonic() - begin:.1f} s later",
         )
+
+    async def _limit_generation(self) -> None:
+        """Two controls on other actuators than the charge, which goes on; starts and releases staggered (R11, R14)."""
+        now = time.time()
+        await self._ask_for(
+            GENERATION,
+            Control(kind="generation_limit", each_percent=30),
+            Control(kind="power_factor", cos_phi=0.95),
+            targets={"areas": [NEIGHBOUR]},
+            priority=30,
+            start_at=now + 1,
+            end_at=now + 12,
+            ramp_s=4,
+        )
+        await self._settled(GENERATION)
 
     async def _lose_connection_over_the_end(self, count: int) -> None:
         """The EMS mode latches: what cannot be reached at the end of its window stays set until it is back (R19)."""

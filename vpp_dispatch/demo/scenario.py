@@ -2,7 +2,7 @@
 
     python -m vpp_dispatch.demo.scenario [--keep]
 
-Three events overlap on a simulated fleet while consent, connections and workers fail; every step waits for what it
+Four events overlap on a simulated fleet while consent, connections and workers fail; every step waits for what it
 needs to see, on the topics or in the simulator. Exit code 0 only if report = outcomes = simulator and everything is
 released; 1 if something does not add up, with sentences that say what; 130 after Ctrl-C.
 """

@@ -109,7 +109,6 @@ def _against_simulator(
 ) -> None:
     played, fault = account.played, account.faults.append
     mine = {sn: row for (sn, kind), row in rows.items() if kind == control.kind}
-    unit_field = "setpoint_w" if control.each_w is not None else "setpoint_percent"
     carried: dict[str, dict[str, float]] = {}
     late: set[str] = set()
     for sn, device in dump["devices"].items():
@@ -135,13 +134,12 @@ def _against_simulator(
     wrong = [
         sn
         for sn, row in applied.items()
-        if sn in carried and abs(carried[sn].get(row["correlation_id"], -9e9) - row[unit_field]) >= 1
+        if sn in carried and abs(carried[sn].get(row["correlation_id"], -9e9) - row[control.field]) >= control.unlike
     ]
     if wrong:
         fault(f"{len(wrong)} inverters were told another value than their outcome says, {min(wrong)} among them.")
-    if above := [sn for sn, told in carried.items() if max(told.values()) > control.each]:
-        unit = "W" if control.each_w is not None else "%"
-        fault(f"{len(above)} inverters were told more than {control.each} {unit}, {min(above)} among them.")
+    if above := [sn for sn, told in carried.items() if max(told.values()) > control.each + control.unlike / 2]:
+        fault(f"{len(above)} inverters were told more than {control.value()}, {min(above)} among them.")
 
 
 def _setpoint(command: Mapping[str, Any], control: Control, percent_of_w: int | None) -> float | None:

@@ -87,10 +87,10 @@ vpp_dispatch_commands_in_flight 7.0
 
 @pytest.mark.parametrize("value", [{}, {"each_w": 1, "each_percent": 1}])
 def test_a_control_has_one_value(value: dict[str, int]) -> None:
-    with pytest.raises(ConfigurationError, match="each_w or each_percent"):
+    with pytest.raises(ConfigurationError, match="one of each_w, each_percent and cos_phi"):
         Control(kind="generation_limit", **value)
 
 
 def test_a_control_that_cannot_be_followed_is_told() -> None:
-    with pytest.raises(ConfigurationError, match="charge, discharge, export_limit, generation_limit"):
-        Control(kind="power_factor", each_w=1)
+    with pytest.raises(ConfigurationError, match="charge, discharge, export_limit, generation_limit, power_factor"):
+        Control(kind="standby", each_w=1)

@@ -189,3 +189,53 @@ def test_a_command_without_consent_is_told() -> None:
     dump = world()["dump"]
     dump["devices"][SKIPPED] = inverter(command(11, 2000, cid="b1"), authorized=False)
     assert "without their owner's consent" in fleet_faults(dump)[0]
+
+
+def two_controls() -> tuple[Any, dict[str, Any]]:
+    """One inverter with a generation limit and a power factor, one that can have only the limit."""
+    controls = (Control(kind="generation_limit", each_percent=30), Control(kind="power_factor", cos_phi=0.95))
+    limit, factor = command(0, 0, cid="g1"), command(0, 0, cid="f1")
+    limit["parameters"] = [{"name": "Active Power Limit", "value": 300}]
+    factor["parameters"] = [{"name": "Power Factor", "value": 95}]
+    other = deepcopy(limit) | {"correlation_id": "g2"}
+    planted = world()
+    planted["dump"]["devices"] = {SET: inverter(limit, factor), PV: inverter(other)}
+    set_limit = {"state": "applied", "reason": None, "setpoint_percent": 30}
+    planted["rows"] = {
+        (SET, "generation_limit"): set_limit | {"correlation_id": "g1"},
+        (SET, "power_factor"): {"state": "verified", "reason": None, "correlation_id": "f1", "cos_phi": 0.95},
+        (PV, "generation_limit"): set_limit | {"correlation_id": "g2"},
+        (PV, "power_factor"): {"state": "rejected", "reason": "unsupported", "correlation_id": "x"},
+    }
+    planted["report"] |= {"devices": {"targeted": 2, "applied": 1, "rejected": 1}}
+    planted["report"] |= {"reasons": {"rejected.unsupported": 1}}
+    return replace(PLAYED, controls=controls, targets=frozenset({SET, PV})), planted
+
+
+def test_of_several_controls_the_worst_counts_and_each_is_held_against_the_simulator() -> None:
+    played, planted = two_controls()
+    account = account_of(played, **planted)
+    assert account.faults == []
+    assert account.carried_out == {"generation_limit": 2, "power_factor": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("Active Power Limit", 310, "another value"),
+        ("Power Factor", 94, "another value"),
+        ("Power Factor", 97, "more than 0.95"),
+    ],
+)
+def test_a_wrong_percent_or_power_factor_is_told(name: str, value: int, sentence: str) -> None:
+    played, planted = two_controls()
+    for told in planted["dump"]["devices"][SET]["commands"]:
+        if told["parameters"][0]["name"] == name:
+            told["parameters"][0]["value"] = value
+    assert any(sentence in fault for fault in account_of(played, **planted).faults)
+
+
+def test_an_inverter_without_an_outcome_of_one_control_is_told() -> None:
+    played, planted = two_controls()
+    del planted["rows"][SET, "power_factor"]
+    assert any("have no outcome" in fault for fault in account_of(played, **planted).faults)
