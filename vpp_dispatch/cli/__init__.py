@@ -52,7 +52,11 @@ def main() -> None:
 @main.command(epilog=RUN_EXIT_CODES)
 @config_option
 def run(config: Path | None) -> None:
-    """Run one worker of the service until it is told to stop."""
+    """Run one worker of the service until it is told to stop.
+
+    \b
+    vpp-dispatch run --config vpp.toml
+    """
     settings = complete(config)
     from vpp_dispatch.service import run as run_service
 
@@ -86,7 +90,11 @@ def config_group() -> None:
 @config_group.command(epilog=EXIT_CODES, short_help="Print each setting and its origin.")
 @config_option
 def show(config: Path | None) -> None:
-    """Print each setting with its value and where that comes from. Secrets are never shown, only their files."""
+    """Print each setting with its value and where that comes from. Secrets are never shown, only their files.
+
+    \b
+    vpp-dispatch config show --config vpp.toml
+    """
     for line in load(config).lines():
         click.echo(line)
 
@@ -97,6 +105,9 @@ def check(config: Path | None) -> None:
     """Say whether the settings and the GoodWe profile fit and are complete. Connects to nothing.
 
     `vpp-dispatch preflight` goes on from here: it connects to everything that the service needs.
+
+    \b
+    vpp-dispatch config check --config vpp.toml
     """
     settings = complete(config)
     from vpp_dispatch.goodwe.profile import load_profile

@@ -93,8 +93,8 @@ def fill_in(body: dict[str, Any], source: str, now: float) -> None:
 
     controls = body.get("controls")
     first = controls[0] if isinstance(controls, list) and controls else None
-    kind = str(first["kind"]) if isinstance(first, dict) and first.get("kind") else "event"
     body.setdefault("action", "dispatch")
+    kind = str(first["kind"]) if isinstance(first, dict) and first.get("kind") else str(body["action"])
     body.setdefault("source", source)
     stamp = time.strftime("%m%d-%H%M%S", time.gmtime(now))
     body.setdefault("event_id", f"{kind[:32].replace('_', '-')}-{stamp}-{secrets.token_hex(2)}")

@@ -90,6 +90,10 @@ def import_(file: Path, dry_run: bool, replace: bool, yes: bool, config: Path | 
       default_export_limit_w, default_ems_mode, default_ems_power_w,
       default_active_percent, default_power_factor
                               what it returns to when no event holds it
+
+    \b
+    vpp-dispatch fleet import fleet.csv --dry-run
+    vpp-dispatch fleet import fleet.csv --replace --yes
     """
     from vpp_dispatch.fleet.sheet import MOST_PROBLEMS, read_sheet
 
@@ -169,7 +173,11 @@ def _changes(
 @click.option("--output", "-o", type=click.Path(dir_okay=False, writable=True, path_type=Path), metavar="FILE")
 @config_option
 def export(output: Path | None, config: Path | None) -> None:
-    """Write the registry as CSV to standard output, or to a file; `fleet import` reads it back."""
+    """Write the registry as CSV to standard output, or to a file; `fleet import` reads it back.
+
+    \b
+    vpp-dispatch fleet export -o fleet.csv
+    """
     from vpp_dispatch.fleet.sheet import write_sheet
 
     registry = execute(_registry(load(config)))
@@ -198,6 +206,10 @@ def show(
 
     Several filters narrow it down: --group feeder-03 --area west shows what is in both. It tells what the registry
     says; whether an owner consents is read by `vpp-dispatch preflight`.
+
+    \b
+    vpp-dispatch fleet show --group feeder-03 --area west
+    vpp-dispatch fleet show --json | jq -r .sn
     """
     registry = execute(_registry(load(config)))
     _warn(registry)

@@ -37,6 +37,10 @@ def preflight(create_topics: bool, as_json: bool, config: Path | None) -> None:
     Looked at: settings, GoodWe profile, our Kafka with its topics and partition counts, the clock against the broker's,
     GoodWe's six topics, the Real-Time Data API (a log-in and one list of authorized SNs), how many devices may be
     dispatched, and how fresh consent and telemetry can be within the API's rate limit. No inverter is told anything.
+
+    \b
+    vpp-dispatch preflight --config vpp.toml
+    vpp-dispatch preflight --create-topics
     """
     sys.exit(execute(_look(load(config), create_topics=create_topics, as_json=as_json)))
 

@@ -19,22 +19,23 @@ Written from `vpp_dispatch/cli/` by `python -m vpp_dispatch.cli.reference --writ
 
 Every command says by `--help` what stands here. All but `simulate` and `completion` take the service's own settings:
 environment variables `VPP_DISPATCH_...`, or a TOML file by `--config` ([configuration.md](configuration.md)). They need
-what the work needs: `signal` and `fleet` the address and security of your Kafka, `preflight` everything. They may run
-on any machine that reaches it, and take nothing away from the service.
+what the work needs: `signal`, `switch` and `fleet` the address and security of your Kafka, `release` GoodWe's and the
+profile, `preflight` everything. They may run on any machine that reaches it, and take nothing away from the service.
 
 What a script would want is on standard output, what is meant for a person besides on standard error. `--json` prints
 one JSON object a line. Errors are sentences that say what to change.
 
 | exit code | of | means |
 |---|---|---|
-| 0 | all | done; of a watch: completed, or, of `cancel --watch`, cancelled |
+| 0 | all | done; of a watch: completed, or what was asked for: cancelled by `cancel`, aborted by `abort` |
 | 1 | all | a fault: Kafka is away, an API refuses, a check of `preflight` failed |
 | 2 | all | the command line, the file or the configuration has to change |
 | 3, 4 | a watch | completed partially; nobody took part |
+| 3 | `release` | some releases are not confirmed; the file that is named has them |
 | 5, 6 | a watch | cancelled; superseded by other events until its end |
 | 7 | a watch | refused by the service: responses 252, 253, 254 |
-| 8 | a watch | `--timeout` is over; the event goes on |
-| 130 | a watch | Ctrl-C; the event goes on |
+| 8 | a watch, `switch` | `--timeout` is over; the event goes on, the record is kept |
+| 130 | all that wait | Ctrl-C; the event goes on, a record will be taken, the rest of `release` is in its file |
 
 A signal by hand, from nothing to its end; `send` prints the event's name, which `cancel` and `watch` want:
 

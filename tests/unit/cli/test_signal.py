@@ -15,8 +15,10 @@ from click.testing import CliRunner, Result
 from vpp_dispatch import topics
 from vpp_dispatch.cli import main
 from vpp_dispatch.domain.answer import Refusal
+from vpp_dispatch.domain.signal import Form
 from vpp_dispatch.errors import NotReachable
 from vpp_dispatch.operators.messages import decode_signal
+from vpp_dispatch.operators.signal import FORMS
 from vpp_dispatch.operators.wire import epoch_seconds
 from vpp_dispatch.settings import Settings
 
@@ -195,3 +197,147 @@ def test_what_was_to_be_sent_is_on_standard_output_when_kafka_is_away(
     result = send("--control", "standby", "--all", "--for", "1m")
     assert result.exit_code == 1 and "start it" in result.stderr
     assert body(result)["controls"] == [{"kind": "standby"}]
+
+
+# ---------------------------------------------------------------------------------------------- tables
+
+
+def test_a_table_of_repeated_options_names_its_targets(send: Callable[..., Result]) -> None:
+    entries = ("site:site-0001=3000", "site:site=odd:name=5000W", "device:9010KETU000W0001=1500")
+    result = send(*(word for e in entries for word in ("--control", f"export_limit={e}")), "--for", "5m", "--dry-run")
+    assert result.exit_code == 0, result.output
+    signal = body(result)
+    table = {"sites": {"site-0001": 3000, "site=odd:name": 5000}, "devices": {"9010KETU000W0001": 1500}}
+    assert signal["controls"] == [{"kind": "export_limit", "by_target_w": table}]
+    assert signal["targets"] == {"sites": ["site-0001", "site=odd:name"], "devices": ["9010KETU000W0001"]}
+    assert "export limit by a table of 3" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "site,device,w\nsite-0001,,3000\n,9010KETU000W0001,1500\n",
+        "\ufeffW;SN;Site\r\n3000;;site-0001\r\n1500;9010KETU000W0001;\r\n",
+        '{"sites": {"site-0001": 3000}, "devices": {"9010KETU000W0001": 1500}}',
+    ],
+)
+def test_a_table_comes_from_a_csv_or_json_file(send: Callable[..., Result], tmp_path: Path, content: str) -> None:
+    file = tmp_path / "table"
+    file.write_text(content, encoding="utf-8")
+    result = send("--control", f"charge=@{file}", "--for", "5m", "--dry-run")
+    assert result.exit_code == 0, result.output
+    table = {"sites": {"site-0001": 3000}, "devices": {"9010KETU000W0001": 1500}}
+    assert body(result)["controls"] == [{"kind": "charge", "by_target_w": table}]
+    named = send("--control", f"charge=@{file}", "--area", "west", "--for", "5m", "--dry-run")
+    assert body(named)["targets"] == {"areas": ["west"]}, "whom it is for may be said besides"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "cannot be read (No such file or directory)"),
+        (b"\xff\xfe", "is not UTF-8"),
+        (b"", "has the columns (none)"),
+        (b"site,watts\n", "has the columns site, watts"),
+        (b"site,w\n", "has no row"),
+        (b"site,w\na,1\nb,1 kW\n", "line 3: w is '1 kW'"),
+        (b"site,w\na,1\na,2\n", "line 3: a stands there twice"),
+        (b"site,device,w\na,b,1\n", "line 2: it has to name one site or one device"),
+        (b"site,w\n,1\n", "line 2: it has to name one site or one device"),
+        (b'{"sites": {"a": 1}, "places": {}}', "it has sites, places"),
+        (b'{"sites": {"a": 1, "a": 2}}', "a stands twice"),
+        (b'{"sites": ', "it cannot be read"),
+        (b'{"sites": {"a": -1}}', "greater than or equal to 0"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_2_with_its_line(
+    send: Callable[..., Result], sent: Sent, tmp_path: Path, content: bytes | None, says: str
+) -> None:
+    file = tmp_path / "table.csv"
+    if content is not None:
+        file.write_bytes(content)
+    result = send("--control", f"charge=@{file}", "--all", "--for", "5m")
+    assert (result.exit_code, sent) == (2, []), result.output
+    assert says in " ".join(result.stderr.split())
+
+
+def test_one_name_twice_in_a_table_is_2(send: Callable[..., Result], sent: Sent) -> None:
+    result = send("--control", "charge=site:a=1", "--control", "charge=site:a=2", "--for", "5m")
+    assert (result.exit_code, sent) == (2, []) and "a stands twice in the table of charge" in result.stderr
+
+
+def test_several_controls_ramps_test_and_priority_in_one_signal(send: Callable[..., Result], sent: Sent) -> None:
+    controls = ("discharge=2000", "export_limit=5000", "generation_limit=60%", "power_factor=0.95:under")
+    options = ("--for", "1h", "--ramp-up", "5m", "--ramp-down", "90s", "--priority", "7", "--test")
+    result = send(*(word for c in controls for word in ("--control", c)), "--all", *options)
+    assert result.exit_code == 0, result.output
+    signal = body(result)
+    assert [c["kind"] for c in signal["controls"]] == [c.partition("=")[0] for c in controls]
+    assert (signal["ramp_up_s"], signal["ramp_down_s"], signal["priority"], signal["test"]) == (300, 90, 7, True)
+    assert "discharge 2,000 W each, export limit 5,000 W each, generation limit 60 %, power factor 0.95 under" in (
+        result.stdout
+    )
+
+
+def test_every_kind_takes_every_form_that_the_contract_has(send: Callable[..., Result]) -> None:
+    texts = {
+        Form.NONE: "", Form.EACH_W: "=5", Form.BY_TARGET_W: "=site:a=5", Form.TOTAL_W: "=total:5",
+        Form.EACH_PERCENT: "=5%", Form.COS_PHI: "=0.9:over",
+    }  # fmt: skip
+    for kind, forms in FORMS.items():
+        for form, text in texts.items():
+            result = send("--control", f"{kind.value}{text}", "--site", "a", "--for", "5m", "--dry-run")
+            assert result.exit_code == (0 if form in forms else 2), (kind, form, result.output)
+
+
+# ---------------------------------------------------------------------------------------------- release
+
+
+@pytest.fixture
+def release(send: Callable[..., Result]) -> Callable[..., Result]:
+    def run(*arguments: str, **variables: str) -> Result:
+        env = {f"VPP_DISPATCH_{name}": value for name, value in variables.items()}
+        return CliRunner().invoke(main, ["signal", "release", *arguments], env=env)
+
+    return run
+
+
+def test_r15_a_release_is_a_signal_of_its_own(release: Callable[..., Result], sent: Sent) -> None:
+    before = time.time()
+    options = ("--site", "s", "--device", "9010KETU000W0001", "--reason", "owner called", "--ramp-down", "5m")
+    result = release("gridco-west/rel-1", *options, SIGNALS__TOPICS=BOUND)
+    assert result.exit_code == 0, result.output
+    signal = body(result)
+    assert signal["targets"] == {"devices": ["9010KETU000W0001"], "sites": ["s"]}
+    assert (signal["action"], signal["event_id"], signal["source"], signal["revision"]) == (
+        "release", "rel-1", "gridco-west", 1,
+    )  # fmt: skip
+    assert (signal["reason"], signal["ramp_down_s"]) == ("owner called", 300)
+    assert 599 <= epoch_seconds(signal["expires_at"]) - before <= 605
+    assert [topic for topic, _ in sent] == ["west.signals"]
+    assert "release, inverter 9010KETU000W0001 and site s (owner called)" in result.stdout
+
+
+def test_a_release_without_a_name_gets_one(release: Callable[..., Result], sent: Sent) -> None:
+    signal = body(release("--all", "--expires-in", "1h", "--dry-run"))
+    assert signal["event_id"].startswith("release-") and signal["targets"] == {"all": True} and sent == []
+    assert body(release("mine", "--all", "--source", "s", "--dry-run"))["event_id"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "Say what is to be released"),
+        (("a/b", "--source", "c", "--all"), "name two sources"),
+        (("--all", "--site", "s"), "and not both"),
+        (("--device", "nonsense"), "targets.devices.0"),
+        (("--all", "--expires-in", "soon"), "'soon' is no length of time"),
+        (("/b", "--all"), "source"),
+    ],
+)
+def test_a_wrong_release_is_2_and_sends_nothing(
+    release: Callable[..., Result], sent: Sent, arguments: tuple[str, ...], says: str
+) -> None:
+    result = release(*arguments)
+    assert (result.exit_code, sent) == (2, []), result.output
+    assert says in " ".join(result.stderr.split())
