@@ -16,8 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -25,11 +24,28 @@ from numpy.typing import NDArray
 
 from vpp_dispatch.domain import correlation
 from vpp_dispatch.domain.command import FORCED_ISLANDING, NO_VALUE, U8, Commands, ResultCode, Results
-from vpp_dispatch.domain.device import SHARDS, SN_PATTERN, shard_of
+from vpp_dispatch.domain.device import SHARDS, SN_PATTERN
 from vpp_dispatch.domain.inputs import SlotResults
 from vpp_dispatch.domain.signal import QUERY_BIT, Actuator
 from vpp_dispatch.goodwe.parameters import ACTUATOR_NAMES, Catalogue
 from vpp_dispatch.goodwe.profile import ActuatorRules, Meaning, Profile
+from vpp_dispatch.goodwe.results import (
+    DecodedResult,
+    Record,
+    Refusal,
+    RefusedRecord,
+    Role,
+    SlotResult,
+    by_shard,
+    code_text,
+    decoder,
+    id_bytes,
+    slots_by_shard,
+)
+
+__all__ = ["Codec", "DecodedResult", "Prepared", "Refusal", "RefusedRecord", "Role", "SlotResult"]
+
+_Decoded = TypeVar("_Decoded")
 
 _HEX: Final = np.frombuffer(b"0123456789abcdef", np.uint8)
 _DASHES: Final = (8, 13, 18, 23)
@@ -44,14 +60,6 @@ _RESULT_CODE: Final[dict[Meaning, ResultCode]] = {
     Meaning.UNSUPPORTED: ResultCode.UNSUPPORTED,
     Meaning.FAILED: ResultCode.FAILED,
 }
-
-
-class Role(IntEnum):
-    """Which pair of topics a message belongs to."""
-
-    SINGLE = 0
-    MULTI = 1
-    QUERY = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,84 +80,6 @@ class Prepared:
 
     def __len__(self) -> int:
         return len(self.keys)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """Bytes that are no result of ours (R8).
-
-    `reason` is stable: undecodable, no_id, foreign_id, wrong_topic, no_code; of results that carry no id also no_sn and
-    no_actuator.
-    """
-
-    reason: str
-    detail: str
-
-
-class DecodedResult(NamedTuple):
-    """One result. `id` 16 bytes; `first`/`second` what a query read (an export limit in steps), else NO_VALUE.
-
-    `at` epoch seconds at which the broker appended it.
-
-    A query's SUCCESS always carries a complete pair; where something is missing it is PARTIAL.
-    """
-
-    id: bytes
-    code: ResultCode
-    accepted: bool
-    first: int
-    second: int
-    at: float
-
-
-class SlotResult(NamedTuple):
-    """One result of a profile whose results carry no id; see `domain.inputs.SlotResults` and `DecodedResult`."""
-
-    sn: str
-    actuator: int
-    single: bool
-    code: ResultCode
-    accepted: bool
-    first: int
-    second: int
-    at: float
-
-
-class Record(Protocol):
-    """A record as a Kafka client hands it over; `timestamp` epoch milliseconds."""
-
-    @property
-    def topic(self) -> str: ...
-    @property
-    def partition(self) -> int: ...
-    @property
-    def offset(self) -> int: ...
-    @property
-    def timestamp(self) -> int: ...
-    @property
-    def key(self) -> bytes | None: ...
-    @property
-    def value(self) -> bytes | None: ...
-    @property
-    def headers(self) -> Sequence[tuple[str, bytes]]: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RefusedRecord:
-    """A record of a result topic that cannot be used, whole, for the dead letters. `appended_at` epoch s."""
-
-    topic: str
-    partition: int
-    offset: int
-    appended_at: float
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes], ...]
-    reason: str
-    detail: str
-
-
-_Decoded = TypeVar("_Decoded")
 
 
 class _Template(NamedTuple):
@@ -174,7 +104,7 @@ class Codec:
         self._templates = _templates(profile)
         self._code_of = {text: _RESULT_CODE[meaning] for text, meaning in profile.codes.items()}
         self._stages = {None: False, profile.results.applied: False, profile.results.accepted: True}
-        self._decoder = _decoder(profile)
+        self._decoder = decoder(profile)
         self._parameters = {a: getattr(profile.actuators, name) for a, name in ACTUATOR_NAMES.items()}
         self._scales = catalogue.scales
         self._actuator_of = {parameter: a for a, rules in self._parameters.items() for parameter in rules.parameters}
@@ -316,7 +246,7 @@ class Codec:
         message = self._message(key, value)
         if isinstance(message, Refusal):
             return message
-        id_ = _id_bytes(message.correlation_id)
+        id_ = id_bytes(message.correlation_id)
         if id_ is None:
             return Refusal(reason="no_id", detail="the correlation id is absent or no 128-bit id")
         if not (id_[6] >> 4 == 8 and id_[8] >> 6 == 2 and id_[0] < SHARDS):
@@ -371,7 +301,7 @@ class Codec:
 
     def _outcome(self, role: Role, kind: int, message: Any) -> tuple[ResultCode, bool, int, int]:
         """(code, accepted, first, second) of a result whose actuator, if it is a query's, is known."""
-        code = self._code_of.get(_code_text(message.code), ResultCode.UNKNOWN_CODE)
+        code = self._code_of.get(code_text(message.code), ResultCode.UNKNOWN_CODE)
         accepted = self._stages.get(message.stage)
         if accepted is None:  # a stage that the profile does not know: taken, since "applied" would claim too much
             accepted = True
@@ -389,7 +319,7 @@ class Codec:
         succeeded = code is ResultCode.SUCCESS
         for parameter in parameters:
             own = parameter.code
-            if own is not None and (self._code_of.get(_code_text(own)) is ResultCode.SUCCESS) is not succeeded:
+            if own is not None and (self._code_of.get(code_text(own)) is ResultCode.SUCCESS) is not succeeded:
                 return ResultCode.PARTIAL
         return code
 
@@ -457,99 +387,6 @@ class Codec:
                     )
                 )
         return good, bad
-
-
-def by_shard(results: Sequence[DecodedResult]) -> dict[int, Results]:
-    """Columns for each shard, the order kept; the shard is the first byte of an id."""
-    if not results:
-        return {}
-    ids_, codes_, accepted_, firsts_, seconds_, ats_ = zip(*results, strict=True)
-    ids = np.frombuffer(b"".join(ids_), np.uint8).reshape(-1, 16)
-    codes, accepted = np.array(codes_, np.uint8), np.array(accepted_, np.bool_)
-    firsts, seconds, ats = np.array(firsts_, np.int32), np.array(seconds_, np.int32), np.array(ats_, np.float64)
-    shards = ids[:, 0]
-    grouped = {}
-    for shard in np.unique(shards).tolist():
-        rows = np.flatnonzero(shards == shard)
-        grouped[shard] = Results(
-            ids=ids[rows],
-            code=codes[rows],
-            accepted=accepted[rows],
-            first=firsts[rows],
-            second=seconds[rows],
-            at=ats[rows],
-        )
-    return grouped
-
-
-def slots_by_shard(results: Sequence[SlotResult]) -> dict[int, SlotResults]:
-    """As `by_shard`, of results that name only a device: the shard is that of its SN."""
-    rows_of: dict[int, list[SlotResult]] = {}
-    for result in results:
-        rows_of.setdefault(shard_of(result.sn), []).append(result)
-    grouped = {}
-    for shard, rows in rows_of.items():
-        sns, actuators, singles, codes, accepted, firsts, seconds, ats = zip(*rows, strict=True)
-        grouped[shard] = SlotResults(
-            sn=list(sns),
-            actuator=np.array(actuators, np.uint8),
-            single=np.array(singles, np.bool_),
-            code=np.array(codes, np.uint8),
-            accepted=np.array(accepted, np.bool_),
-            first=np.array(firsts, np.int32),
-            second=np.array(seconds, np.int32),
-            at=np.array(ats, np.float64),
-        )
-    return grouped
-
-
-def _id_bytes(text: str | None) -> bytes | None:
-    """16 bytes of an id in either text form, any case; None if it is none."""
-    if text is None:
-        return None
-    if len(text) == 36 and text[8] == text[13] == text[18] == text[23] == "-":
-        text = text.replace("-", "")
-    if len(text) != 32:
-        return None
-    try:
-        id_ = bytes.fromhex(text)
-    except ValueError:
-        return None
-    return id_ if len(id_) == 16 else None
-
-
-def _code_text(code: str | int) -> str:
-    return code if isinstance(code, str) else str(code)
-
-
-def _decoder(profile: Profile) -> Callable[[bytes], Any]:
-    """A decoder of the one shape of a result; fields that are not named are skipped."""
-    f = profile.fields
-    parameter = msgspec.defstruct(
-        "ResultParameter",
-        [
-            ("name", str | None, msgspec.field(name=f.name, default=None)),
-            ("value", Any, msgspec.field(name=f.value, default=None)),
-            ("code", str | int | None, msgspec.field(name=f.code, default=None)),
-        ],
-        gc=False,
-    )
-    # What joins a result to its command; the other is skipped, so that whatever stands there refuses nothing.
-    identity = (
-        ("correlation_id", str | None, msgspec.field(name=f.correlation_id, default=None))
-        if profile.correlation.echoed
-        else ("sn", str | None, msgspec.field(name=f.sn, default=None))
-    )
-    result = msgspec.defstruct(
-        "Result",
-        [
-            identity,
-            ("code", str | int | None, msgspec.field(name=f.code, default=None)),
-            ("stage", str | None, msgspec.field(name=f.stage, default=None)),
-            ("parameters", list[parameter] | None, msgspec.field(name=f.parameters, default=None)),  # type: ignore[valid-type]
-        ],
-    )
-    return msgspec.json.Decoder(result).decode
 
 
 def _templates(profile: Profile) -> dict[int, _Template]:

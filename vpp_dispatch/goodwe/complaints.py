@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Self, get_args
-
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, get_args
 
 PATTERNS: Final[Mapping[str, str]] = {
     r'^[^\x00-\x1f"\\=]+$': 'a name without quotes, backslashes, control characters and "="',
@@ -29,20 +26,6 @@ class Inconsistent(ValueError):
         self.complaints = tuple(complaints)
 
 
-class Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
-
-    def _complaints(self) -> Iterator[tuple[str, str]]:
-        """What does not fit within this part, all of it."""
-        yield from ()
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if complaints := list(self._complaints()):
-            raise Inconsistent(complaints)
-        return self
-
-
 def twice(names: Sequence[object]) -> list[object]:
     """What stands more than once, each once, in order."""
     return [name for name in dict.fromkeys(names) if names.count(name) > 1]
@@ -55,12 +38,12 @@ def like(name: str, known: Iterable[str]) -> str:
     return f"; is {near[found[0]]} meant?" if found else ""
 
 
-def sentences(error: ValidationError, data: Mapping[str, Any], model: type[BaseModel]) -> list[str]:
-    """One sentence for each complaint of `error` about `data`, which was to become a `model`."""
-    return [text for each in error.errors(include_url=False) for text in _told(each, data, model)]
+def sentences(errors: Iterable[Mapping[str, Any]], data: Mapping[str, Any], model: type) -> list[str]:
+    """What pydantic's `errors` say about `data`, which was to become a `model`: one sentence for each complaint."""
+    return [text for each in errors for text in _told(each, data, model)]
 
 
-def _keys_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+def _keys_at(model: type, path: Sequence[int | str]) -> list[str]:
     """The keys that the model has at a place; none where it is no part of the model."""
     part: Any = model
     for step in path:
@@ -74,7 +57,7 @@ def _keys_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
     return list(getattr(part, "model_fields", {}))
 
 
-def _told(error: ErrorDetails, data: Mapping[str, Any], model: type[BaseModel]) -> list[str]:
+def _told(error: Mapping[str, Any], data: Mapping[str, Any], model: type) -> list[str]:
     """Complaints as sentences: where, what, and what would do."""
     place = ".".join(str(part) for part in error["loc"])
     if error["loc"][:1] == ("families",) and len(error["loc"]) > 1:

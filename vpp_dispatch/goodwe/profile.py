@@ -12,13 +12,13 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from vpp_dispatch.domain.command import FORCED_ISLANDING
 from vpp_dispatch.errors import ConfigurationError
-from vpp_dispatch.goodwe.complaints import Part, like, sentences, twice
+from vpp_dispatch.goodwe.complaints import Inconsistent, like, sentences, twice
 
 PROFILES: Final = Path(__file__).resolve().parent / "profiles"
 SCHEMA_ID: Final = "urn:vpp-dispatch:schema:goodwe-profile:v1"
@@ -55,6 +55,22 @@ class Meaning(StrEnum):
     VALUE = "value"
     UNSUPPORTED = "unsupported"
     FAILED = "failed"
+
+
+class Part(BaseModel):
+    """A table of a profile: strict, closed, and it names everything in it that does not fit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    def _complaints(self) -> Iterator[tuple[str, str]]:
+        """What does not fit within this part, all of it."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if complaints := list(self._complaints()):
+            raise Inconsistent(complaints)
+        return self
 
 
 class Topics(Part):
@@ -479,7 +495,7 @@ def parse_profile(data: Mapping[str, Any], origin: str) -> Profile:
     try:
         return Profile.model_validate(data)
     except ValidationError as error:
-        listed = "\n".join(f"  {text}" for text in sentences(error, data, Profile))
+        listed = "\n".join(f"  {text}" for text in sentences(error.errors(include_url=False), data, Profile))
         raise ConfigurationError(
             f"The GoodWe profile {origin} cannot be used:\n{listed}\nCorrect the file; its form is described by "
             "docs/profile-guide.md and schemas/goodwe-profile.v1.json, and the built-in `goodwe` is an example."

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.unit.goodwe.batches import HYBRID, NOW, PERCENT, Rec, answer, commands
 from vpp_dispatch.domain import correlation
-from vpp_dispatch.domain.command import NO_VALUE, ResultCode
+from vpp_dispatch.domain.command import NO_VALUE, ResultCode, Results
 from vpp_dispatch.domain.signal import QUERY_BIT, Actuator
 from vpp_dispatch.goodwe.codec import Codec, DecodedResult, Refusal, Role
 from vpp_dispatch.goodwe.parameters import Catalogue
@@ -158,6 +158,20 @@ class TestCommands:
     def test_a_scale_rounds_towards_less_power(self) -> None:
         codec = _other(actuators={"ems": PROFILE.actuators.ems.model_dump() | {"scale": 0.01}})
         assert json.loads(_one((EMS, HYBRID, 12, 4878), codec))["parameters"][1]["value"] == 48
+
+    @pytest.mark.parametrize("scale", [0.0001, 0.001, 0.01, 0.04, 0.1, 0.3, 0.3333, 1, 1.5, 2.5, 10, 100, 1000])
+    def test_whatever_the_scale_what_was_set_reads_back_as_what_can_be_told(self, scale: float) -> None:
+        rules = {"scale": scale, "max": [255, 2**31 - 1]}
+        codec = _other(actuators={"ems": PROFILE.actuators.ems.model_dump() | rules})
+        step = codec.catalogue.step_w(Actuator.EMS, HYBRID, 10_000)
+        query = _one((EMS | QUERY_BIT, HYBRID, 0, 0), codec)
+        for asked in (0, 1, 7, 333, 999, 1000, 4878, 10_000, 99_999, 1_000_000):
+            raw = json.loads(_one((EMS, HYBRID, 12, asked), codec))["parameters"]
+            read = _decoded(Role.QUERY, answer(query, parameters=raw), codec).second
+            assert asked - step < read <= asked
+            assert json.loads(_one((EMS, HYBRID, 12, read), codec))["parameters"] == raw
+            if scale >= 1:
+                assert read == asked
 
 
 class TestResults:
@@ -320,7 +334,8 @@ class TestResults:
             records.append(Rec(PROFILE.topics.multi_result, answer(value), offset=offset, timestamp=1000 * offset))
         bad = Rec(PROFILE.topics.query_result, b"?", partition=2, offset=41, headers=[("h", b"v")])
         by_shard, refused = CODEC.decode_results([*records, bad])
-        assert {shard: [i.tobytes() for i in results.ids] for shard, results in by_shard.items()} == wanted
+        parts = {shard: part for shard, part in by_shard.items() if isinstance(part, Results)}
+        assert {shard: [i.tobytes() for i in part.ids] for shard, part in parts.items()} == wanted
         assert by_shard[60].at.tolist() == [float(n) for n in range(0, 40, 3)]
         assert [(r.topic, r.partition, r.offset, r.value, r.headers) for r in refused] == [
             (PROFILE.topics.query_result, 2, 41, b"?", (("h", b"v"),))
