@@ -1,0 +1,506 @@
+"""The evidence, decoded and put in relation: revisions and their windows, commands, results, outcome rows."""
+
+from __future__ import annotations
+
+import bisect
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from .evidence import CLOCK_S, INF, REQUESTS, RESULTS, ROLES, Evidence, Limits, Record, Rule, Violation
+from .wire import ACTUATOR_OF, ACTUATORS, CorrelationId, Wire, decode_id, digest_of, plain
+
+STATES = ("skipped", "unused", "pending", "published", "accepted", "applied", "verified", "rejected", "unconfirmed")
+BADNESS = {state: rank for rank, state in enumerate(
+    ("unused", "skipped", "verified", "applied", "accepted", "published", "pending", "unconfirmed", "rejected")
+)}  # fmt: skip
+BY_GOODWE = frozenset({"unauthorized", "busy", "value", "unsupported", "failed", "partial", "unknown_code"})
+ALONE, FINAL = frozenset({252, 253, 254}), frozenset({3, 7, 8, 10})
+
+Values = tuple[Any, ...]
+Pair = tuple[str, str]  # SN, actuator
+EventKey = tuple[str, str, int]  # source, event id, revision
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Command:
+    """One record of a request topic. `kind`: setpoint, release or query; `values` in the actuator's order."""
+
+    id: str
+    names: CorrelationId
+    sn: str
+    actuator: str
+    values: Values
+    at: float
+    record: Record
+    kind: str = ""
+
+    @property
+    def newness(self) -> tuple[int, int]:
+        return (self.names.generation, self.names.attempt)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One record of a result topic, of a stage that is final. `values`: of a query, by name."""
+
+    id: str
+    sn: str
+    meaning: str
+    values: dict[str, Any]
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One outcome row and the message it stood in."""
+
+    record: Record
+    sequence: int
+    body: dict[str, Any]
+
+    @property
+    def content(self) -> dict[str, Any]:
+        return {name: value for name, value in self.body.items() if name != "corrects"}
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Revision:
+    """One signal, and what became of it. Times epoch seconds; `end` is where its window really ended."""
+
+    key: EventKey
+    body: dict[str, Any]
+    record: Record
+    codes: dict[int, Record] = field(default_factory=dict)
+    start: float = INF
+    end: float = INF
+    ended_by: str = "its end"
+    replaced: bool = False
+    cancelled: bool = False
+    required: set[str] = field(default_factory=set)
+    allowed: set[str] = field(default_factory=set)
+    rows: list[Row] = field(default_factory=list)
+    finals: list[tuple[Record, dict[str, Any]]] = field(default_factory=list)
+    controls: dict[str, dict[str, Any]] = field(init=False)  # by actuator
+
+    def __post_init__(self) -> None:
+        found = self.body.get("controls") or []
+        known = (c for c in found if isinstance(c, dict) and c.get("kind") in ACTUATOR_OF)
+        self.controls = {ACTUATOR_OF[control["kind"]]: control for control in known}
+
+    @property
+    def name(self) -> str:
+        return "/".join(map(str, self.key))
+
+    @property
+    def action(self) -> str:
+        return str(self.body.get("action"))
+
+    @property
+    def test(self) -> bool:
+        return bool(self.body.get("test"))
+
+    @property
+    def accepted(self) -> bool:
+        return 1 in self.codes
+
+    @property
+    def commands(self) -> bool:
+        """Whether setpoints can follow from it."""
+        return self.accepted and self.action == "dispatch" and not self.test
+
+    @property
+    def kinds(self) -> list[str]:
+        return ["release"] if self.action == "release" else [c["kind"] for c in self.controls.values()]
+
+    def effective(self, until: float = INF) -> dict[tuple[str, str], Row]:
+        """The rows that count at a time, by (SN, kind)."""
+        return {(row.body["sn"], row.body["kind"]): row for row in self.rows if row.record.at <= until}
+
+
+def body_of(record: Record) -> Any:
+    try:
+        return json.loads(record.value or b"")
+    except (ValueError, UnicodeDecodeError):
+        return None
+
+
+def epoch(text: Any) -> float | None:
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (TypeError, ValueError):
+        return None
+
+
+class Case:
+    """The evidence, decoded and put in relation. `checked` counts what was looked at, `notes` tell what was not."""
+
+    def __init__(self, evidence: Evidence, limits: Limits, wire: Wire) -> None:
+        self.evidence = evidence
+        self.limits = limits
+        self.wire = wire
+        self.checked: Counter[str] = Counter()
+        self.notes: list[str] = []
+        self.early: list[Violation] = []  # found while decoding
+        self.of = {role: sorted(evidence.records.get(role, []), key=lambda r: r.order) for role in ROLES}
+        for role, records in self.of.items():
+            self.checked[f"records.{role}"] = len(records)
+        self.dead = self._dead_letters()
+        self.devices: dict[str, dict[str, Any]] = {}
+        self.executed: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for dump in evidence.dumps:
+            self._read_dump(dump)
+        self.registry = self._registry()
+        self.revisions = self._revisions()
+        self._answers()
+        self._windows()
+        self._targets()
+        self.targeting: dict[str, list[Revision]] = defaultdict(list)
+        for revision in self.revisions.values():
+            if revision.commands:
+                for sn in revision.allowed:
+                    self.targeting[sn].append(revision)
+        self.commands = self._commands()
+        self.sets: dict[Pair, list[Command]] = defaultdict(list)
+        self.queries: dict[str, list[Command]] = defaultdict(list)
+        for command in self.commands:
+            self.checked[f"commands.{command.kind}"] += 1
+            if command.kind == "query":
+                self.queries[command.id].append(command)
+            else:
+                self.sets[command.sn, command.actuator].append(command)
+        self.results = self._results()
+
+    # -- decoding
+
+    def _dead_letters(self) -> set[tuple[str, int, int]]:
+        found = set()
+        for record in self.of["dead_letters"]:
+            headers = {name: (value or b"").decode(errors="replace") for name, value in record.headers}
+            if all(headers.get(name, "").isdigit() for name in ("dl_partition", "dl_offset")):
+                found.add((headers.get("dl_topic", ""), int(headers["dl_partition"]), int(headers["dl_offset"])))
+        return found
+
+    def is_dead(self, record: Record) -> bool:
+        return (record.topic, record.partition, record.offset) in self.dead
+
+    def _read_dump(self, dump: dict[str, Any]) -> None:
+        self.devices |= dump["devices"]
+        groups = [device["commands"] for device in dump["devices"].values()]
+        for commands in [*groups, *dump.get("unknown_sns", {}).values()]:
+            for command in commands:
+                self.executed[plain(command["correlation_id"])].append(command)
+                self.checked["simulator.executed"] += bool(command["executed"])
+        if dump.get("pending"):
+            self.notes.append(f"the simulator still had {dump['pending']} commands or results to come")
+        self.checked["simulator.devices"] = len(self.devices)
+
+    def _registry(self) -> dict[str, list[tuple[float, dict[str, Any] | None]]]:
+        history: dict[str, list[tuple[float, dict[str, Any] | None]]] = defaultdict(list)
+        for record in self.of["registry"]:
+            if record.key is None or self.is_dead(record):
+                continue
+            sn = record.key.decode(errors="replace")
+            body = None if record.value is None else body_of(record)
+            if body is None or isinstance(body, dict):
+                history[sn].append((record.at, body))
+        self.checked["registry.devices"] = len(history)
+        return history
+
+    def _revisions(self) -> dict[EventKey, Revision]:
+        found: dict[EventKey, Revision] = {}
+        for record in self.of["signals"]:
+            body = body_of(record)
+            key = None
+            if isinstance(body, dict):
+                key = (body.get("source"), body.get("event_id"), body.get("revision"))
+            if key is None or not (isinstance(key[0], str) and isinstance(key[1], str) and isinstance(key[2], int)):
+                if not self.is_dead(record):
+                    what = "a signal that cannot be read is in no dead letter"
+                    self.early.append(Violation(Rule.ORDER, what, record.where))
+                continue
+            assert isinstance(body, dict)
+            name = (key[0], key[1], key[2])
+            # The first counts; another content under the same revision is refused (R1).
+            if name not in found or (self.is_dead(found[name].record) and not self.is_dead(record)):
+                found[name] = Revision(key=name, body=body, record=record)
+        self.checked["signals"] = len(found)
+        return found
+
+    def _answers(self) -> None:
+        for record in self.of["responses"]:
+            body = body_of(record)
+            if not isinstance(body, dict):
+                continue
+            key = (body.get("source"), body.get("event_id"), body.get("revision"))
+            revision = self.revisions.get(key)  # type: ignore[arg-type]
+            if revision is None:
+                self.early.append(Violation(Rule.ORDER, f"response {body.get('code')} to no signal", record.where))
+            elif isinstance(body.get("code"), int):
+                revision.codes.setdefault(body["code"], record)
+        for record in self.of["reports"]:
+            body = body_of(record)
+            if isinstance(body, dict) and body.get("final"):
+                asked = self.revisions.get((body.get("source"), body.get("event_id"), body.get("revision")))  # type: ignore[arg-type]
+                revision = self._reported(asked)
+                if revision is None:
+                    self.early.append(Violation(Rule.ORDER, "final report of no accepted event", record.where))
+                else:
+                    revision.finals.append((record, body))
+        for record in self.of["outcomes"]:
+            body = body_of(record)
+            rows = body.get("outcomes") if isinstance(body, dict) else None
+            if not isinstance(rows, list) or not isinstance(body.get("sequence"), int):
+                self.early.append(Violation(Rule.MESSAGE, "outcomes that cannot be read", record.where))
+                continue
+            for row in rows:
+                key = (row.get("source"), row.get("event_id"), row.get("revision"))
+                revision = self.revisions.get(key)
+                self.checked["outcome.rows"] += 1
+                if revision is None:
+                    what = f"outcome of {row.get('sn')} in an event that nobody signalled, {key}"
+                    self.early.append(Violation(Rule.OUTCOME, what, record.where))
+                else:
+                    revision.rows.append(Row(record=record, sequence=body["sequence"], body=row))
+
+    def _reported(self, asked: Revision | None) -> Revision | None:
+        """The dispatch that a final report is about: a cancelled event's carries the cancellation's revision."""
+        if asked is None or asked.action != "cancel":
+            return asked
+        older = [r for r in self.revisions.values() if r.key[:2] == asked.key[:2] and r.key[2] < asked.key[2]]
+        accepted = [r for r in older if r.accepted and r.action == "dispatch"]
+        return max(accepted, key=lambda r: r.key[2], default=None)
+
+    def _windows(self) -> None:
+        by_event: dict[tuple[str, str], list[Revision]] = defaultdict(list)
+        for revision in self.revisions.values():
+            by_event[revision.key[:2]].append(revision)
+        for revision in self.revisions.values():
+            body = revision.body
+            accepted = revision.codes.get(1)
+            start = epoch(body.get("start_at"))
+            read = accepted.at if accepted else revision.record.at
+            revision.start = max(start if start is not None else revision.record.at, revision.record.at)
+            end = epoch(body.get("end_at"))
+            revision.end = end if end is not None else read + 86400.0 if body.get("open_ended") else read
+            for other in by_event[revision.key[:2]]:
+                if other.key[2] <= revision.key[2] or not other.accepted:
+                    continue
+                moment = other.codes[1].at
+                if any(revision.codes[code].at < moment for code in FINAL & revision.codes.keys()):
+                    continue  # it was closed already
+                if other.action == "dispatch":
+                    revision.replaced = True
+                    moment = max(moment, epoch(other.body.get("start_at")) or moment) + self.limits.cancel_s
+                elif other.action == "cancel" and 6 in other.codes:
+                    revision.cancelled = True
+                    moment = other.codes[6].at + self.limits.cancel_s
+                else:
+                    continue
+                if moment < revision.end + self.limits.late_s:
+                    # What is taken back has its own tolerance, so the window's is taken off here.
+                    revision.end = moment - self.limits.late_s
+                    revision.ended_by = "its cancellation" if other.action == "cancel" else "its replacement"
+        self.checked["events"] = sum(r.accepted and r.action != "cancel" for r in self.revisions.values())
+        self.checked["events.closed"] = sum(bool(r.finals) for r in self.revisions.values())
+
+    def _targets(self) -> None:
+        tolerance = self.limits.registry_s
+        for revision in self.revisions.values():
+            targets = revision.body.get("targets")
+            if not isinstance(targets, dict) or not revision.accepted:
+                continue
+            started = revision.codes.get(2)
+            first = revision.start - tolerance
+            last = max(revision.start, revision.codes[1].at, started.at if started else 0.0) + tolerance
+            for sn, history in self.registry.items():
+                matches = [_matches(sn, record, targets) for record in in_force(history, first, last)]
+                if any(matches):
+                    revision.allowed.add(sn)
+                    if all(matches):
+                        revision.required.add(sn)
+            named = {sn for sn in targets.get("devices") or () if isinstance(sn, str)}
+            revision.allowed |= named
+            revision.required |= named
+            if revision.end + self.limits.late_s <= revision.start or (revision.cancelled and not started):
+                revision.required.clear()  # it never started
+
+    def _commands(self) -> list[Command]:
+        fields, found = self.wire.fields, []
+        actuator_of = {names: actuator for actuator, names in self.wire.parameters.items()}
+        for role in REQUESTS:
+            if any(not record.appended for record in self.of[role]):
+                topic = self.of[role][0].topic
+                self.early.append(Violation(Rule.EVIDENCE, "the times are the producer's, not the broker's", topic))
+            for record in self.of[role]:
+                body = body_of(record)
+                try:
+                    sn, text = body[fields["sn"]], body[fields["correlation_id"]]
+                    if role == "query_request":
+                        names, values = tuple(body[fields["parameters"]]), tuple[Any, ...]()
+                    else:
+                        items = [body[fields["parameter"]]] if role == "single_request" else body[fields["parameters"]]
+                        names = tuple(item[fields["name"]] for item in items)
+                        values = tuple(item[fields["value"]] for item in items)
+                except (KeyError, TypeError) as error:
+                    self.early.append(
+                        Violation(Rule.MESSAGE, f"a request that cannot be read: {error!r}", record.where)
+                    )
+                    continue
+                decoded = decode_id(text)
+                query = role == "query_request"
+                actuator = actuator_of.get(names)
+                if decoded is None or ACTUATORS.get(decoded.actuator - 8 * query) != actuator or actuator is None:
+                    what = f"correlation id {text} does not fit a {role} of {names}"
+                    self.early.append(Violation(Rule.IDENTITY, what, record.where))
+                    continue
+                parts = names if query else [f"{n}={v}" for n, v in zip(names, values, strict=True)]
+                if decoded.digest not in (digest_of(sn, parts), digest_of(sn, [*parts, ""])):
+                    what = f"the digest of {text} is not of its content {parts}"
+                    self.early.append(Violation(Rule.IDENTITY, what, record.where))
+                command = Command(
+                    id=plain(text), names=decoded, sn=sn, actuator=actuator, values=values, at=record.at, record=record
+                )
+                command.kind = "query" if query else "release" if self.is_default(command) else "setpoint"
+                found.append(command)
+        return sorted(found, key=lambda command: command.record.order)
+
+    def _results(self) -> dict[str, list[Result]]:
+        fields = self.wire.fields
+        found: dict[str, list[Result]] = defaultdict(list)
+        for role in RESULTS:
+            for record in self.of[role]:
+                body = body_of(record)
+                if not isinstance(body, dict) or body.get(fields["stage"]) == self.wire.accepted:
+                    continue
+                items = body.get(fields["parameters"]) or []
+                result = Result(
+                    id=plain(str(body.get(fields["correlation_id"], ""))),
+                    sn=str(body.get(fields["sn"])),
+                    meaning=self.meaning(body.get(fields["code"])),
+                    values={item.get(fields["name"]): item.get(fields["value"]) for item in items},
+                    at=record.at,
+                )
+                found[result.id].append(result)
+        return found
+
+    # -- what follows
+
+    def meaning(self, code: Any) -> str:
+        return self.wire.codes.get(str(code), "unknown_code")
+
+    def rated_w(self, sn: str) -> int:
+        told = [record["rated_w"] for _, record in self.registry.get(sn, []) if record and record.get("rated_w")]
+        return int(told[-1]) if told else self.wire.rated_w(sn)
+
+    def export_raw_w(self, sn: str, raw: float) -> float:
+        """An export limit of the wire in W: some families have percent of the rating."""
+        return raw * self.rated_w(sn) / 100 if sn[5:8] in self.wire.percent_series else raw
+
+    def defaults(self, sn: str, actuator: str, until: float = INF) -> list[Values]:
+        """The raw values that the device may have been given back to, the registry's newest last."""
+        found: list[Values] = []
+        names = self.wire.parameters[actuator]
+        device = self.devices.get(sn)
+        if device and all(name in device["default_settings"] for name in names):
+            settings = dict(device["default_settings"])
+            found.append(tuple(settings[name] for name in names))
+            for change in device.get("owner_changes", []):
+                settings[change["name"]] = change["value"]
+                found.append(tuple(settings[name] for name in names))
+        for at, record in self.registry.get(sn, []):
+            if (
+                record
+                and at <= until + self.limits.registry_s
+                and (value := self._registered_default(sn, actuator, record))
+            ):
+                found.append(value)
+        return found
+
+    def _registered_default(self, sn: str, actuator: str, record: dict[str, Any]) -> Values | None:
+        default = record.get("default") or {}
+        match actuator:
+            case "ems" if "ems_mode" in default:
+                return (default["ems_mode"], default["ems_power_w"])
+            case "export" if "export_limit_w" in default:
+                limit = default["export_limit_w"]
+                if sn[5:8] in self.wire.percent_series:
+                    limit = int(limit * 100 // max(self.rated_w(sn), 1))
+                return (1, limit)
+            case "active" if "active_percent" in default:
+                return (round(default["active_percent"] * 10),)
+            case "reactive" if "power_factor" in default:
+                return (default["power_factor"],)
+        return None
+
+    def is_default(self, command: Command) -> bool:
+        if command.actuator == "ems" and command.values[0] == self.wire.modes["auto"]:
+            return True
+        if command.actuator == "export" and command.values[0] == 0:
+            return True
+        return command.values in self.defaults(command.sn, command.actuator, command.at)
+
+    def asks(self, revision: Revision, sn: str, actuator: str, values: Values) -> bool:
+        """Whether these raw values can be what the event asks of the device."""
+        control = revision.controls.get(actuator)
+        if control is None:
+            return False
+        watts = self._asked_w(control, sn)
+        match actuator:
+            case "ems":
+                if values[0] != self.wire.modes.get(control["kind"]):
+                    return False
+                if control["kind"] == "standby":
+                    return bool(values[1] == 0)
+                return bool(values[1] == watts if watts is not None else 0 <= values[1] <= control.get("total_w", INF))
+            case "export":
+                step = self.rated_w(sn) / 100 if sn[5:8] in self.wire.percent_series else 0.0
+                told = self.export_raw_w(sn, values[1])
+                return values[0] == 1 and (watts is None or watts - step - 1 <= told <= watts + (1 if step else 0))
+            case "active":
+                percent = control.get("each_percent")
+                if percent is None:
+                    percent = 100 * (watts or 0) / max(self.rated_w(sn), 1)
+                return bool(abs(values[0] - 10 * percent) <= 1)
+            case _:
+                return bool(abs(cos_phi(values[0]) - control.get("cos_phi", 0)) < 0.006)
+
+    def _asked_w(self, control: dict[str, Any], sn: str) -> int | None:
+        if "by_target_w" in control:
+            table = control["by_target_w"]
+            if sn in table.get("devices", {}):
+                return int(table["devices"][sn])
+            record: dict[str, Any] = next((r for _, r in reversed(self.registry.get(sn, [])) if r), {})
+            return int(table.get("sites", {}).get(record.get("site"), -1) * record.get("site_share", 1))
+        return control.get("each_w")
+
+    def may_hold(self, revision: Revision, at: float) -> bool:
+        return revision.start - CLOCK_S <= at <= revision.end + self.limits.late_s
+
+
+def _matches(sn: str, record: dict[str, Any] | None, targets: dict[str, Any]) -> bool:
+    if record is None:
+        return False
+    return bool(
+        targets.get("all")
+        or sn in (targets.get("devices") or ())
+        or record.get("site") in (targets.get("sites") or ())
+        or record.get("area") in (targets.get("areas") or ())
+        or set(record.get("groups") or ()) & set(targets.get("groups") or ())
+    )
+
+
+def in_force(
+    history: Sequence[tuple[float, dict[str, Any] | None]], first: float, last: float
+) -> list[dict[str, Any] | None]:
+    """The states that were in force at some moment of [first, last]; before the first record there is none."""
+    index = bisect.bisect_right(history, first, key=lambda entry: entry[0])
+    before = history[index - 1][1] if index else None
+    return [before, *(record for at, record in history[index:] if at <= last)]
+
+
+def cos_phi(raw: int) -> float:
+    return raw / 100 if raw >= 80 else 1 - raw / 100
