@@ -40,7 +40,7 @@ class Sample:
 
     @property
     def held(self) -> int:
-        """Devices whose actuator is held, over the workers that answered."""
+        """Actuators that are held, over the workers that answered."""
         return sum(worker.held for worker in self.workers.values())
 
     @property

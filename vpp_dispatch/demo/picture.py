@@ -167,7 +167,7 @@ def _debts(course: Course, samples: Sequence[Sample], across: _Scale, top: float
             ("releases owed", _OWED, 600),
             (" and not yet confirmed, as the living workers count them", _INK, 0),
         ),
-        *_value_axis([(tick, f"{tick:,.0f}") for tick in ticks(high)], up, "inverters"),
+        *_value_axis([(tick, f"{tick:,.0f}") for tick in ticks(high)], up, "actuators"),
     ]
     if counted:
         held = [(across(at), up(value)) for at, value, _ in counted]

@@ -42,7 +42,7 @@ def test_what_was_asked_measured_and_counted_is_written() -> None:
     assert "chg-1\u2002charge 2000 W each, all (1000 inverters)" in said
     assert {"asked 2 MW", "delivered 1.5 MW", "750 of 1,000 set"} <= set(said)
     assert {"at most 1.5 MW", "measured 900 kW"} <= set(said), "a limit is a bound, and nothing is delivered by it"
-    assert {"MW", "inverters", "seconds since the first signal"} <= set(said)
+    assert {"MW", "actuators", "seconds since the first signal"} <= set(said)
     assert "700 held, 0 owed" in said
 
 
