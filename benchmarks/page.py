@@ -46,8 +46,8 @@ def facts() -> dict[str, Any]:
     versions = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return {
         "at": datetime.now(UTC).isoformat(timespec="minutes"),
-        "commit": _git("rev-parse", "--short=10", "HEAD"),
-        "changed_files": len([line for line in _git("status", "--porcelain").splitlines() if line]),
+        "commit": _git("rev-parse", "--short=10", "HEAD") or "unknown",
+        "changed_files": len(_git("status", "--porcelain", "--untracked-files=no").splitlines()),
         "version": versions["version"],
         "cpu": model,
         "cores": len(os.sched_getaffinity(0)),
@@ -65,7 +65,7 @@ def _lines(path: str) -> list[str]:
 
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _cell(name: str, row: Mapping[str, Any]) -> str:

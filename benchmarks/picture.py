@@ -12,7 +12,7 @@ from benchmarks.case import F64, Measured
 
 WIDTH, HEIGHT, COLUMNS = 320, 190, 4
 LEFT, TOP, RIGHT, BOTTOM = 44, 34, 14, 34
-INK, FAINT = "#333", "#ddd"
+INK, FAINT, RAW = "#333", "#ddd", "#d1495b"
 CURVES: Final = (
     ("queries", "#9a9a9a", "default queried"),
     ("setpoints", "#1f6fb4", "setpoint published"),
@@ -23,7 +23,9 @@ CURVES: Final = (
 def svg(cases: Sequence[tuple[str, Measured, float]]) -> str:
     """One panel per case: (title, what was measured, s that raw aiokafka took to publish the same setpoints)."""
     rows = -(-len(cases) // COLUMNS)
-    width, height = WIDTH * min(COLUMNS, len(cases)), HEIGHT * rows + 30
+    width = WIDTH * min(COLUMNS, len(cases))
+    legend, lines = _legend(width, HEIGHT * rows + 16)
+    height = HEIGHT * rows + 18 * lines + 6
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
         f'font-size="11" fill="{INK}">',
@@ -33,18 +35,23 @@ def svg(cases: Sequence[tuple[str, Measured, float]]) -> str:
         parts.append(f'<g transform="translate({WIDTH * (i % COLUMNS)},{HEIGHT * (i // COLUMNS)})">')
         parts += _panel(title, measured, raw_s)
         parts.append("</g>")
-    x = 14.0
-    for _, colour, label in (
-        *CURVES,
-        ("", "#d1495b", "raw aiokafka publishes the same setpoints"),
-        ("", INK, "all set, said the report"),
-    ):
+    return "\n".join([*parts, *legend, "</svg>", ""])
+
+
+def _legend(width: int, top: int) -> tuple[list[str], int]:
+    """The lines and their names, and how many rows they take."""
+    parts, x, row = list[str](), 14.0, 0
+    for _, colour, label in (*CURVES, ("", RAW, "raw aiokafka, same setpoints"), ("", INK, "all set, said the report")):
+        wide = 40 + 6.2 * len(label)
+        if x + wide > width and x > 14:
+            x, row = 14.0, row + 1
+        y = top + 18 * row
         parts.append(
-            f'<line x1="{x}" x2="{x + 18}" y1="{height - 14}" y2="{height - 14}" stroke="{colour}" stroke-width="2"/>'
+            f'<line x1="{x:.0f}" x2="{x + 18:.0f}" y1="{y - 4}" y2="{y - 4}" stroke="{colour}" stroke-width="2"/>'
         )
-        parts.append(f'<text x="{x + 24}" y="{height - 10}">{escape(label)}</text>')
-        x += 40 + 6.2 * len(label)
-    return "\n".join([*parts, "</svg>", ""])
+        parts.append(f'<text x="{x + 24:.0f}" y="{y}">{escape(label)}</text>')
+        x += wide
+    return parts, row + 1
 
 
 def _panel(title: str, measured: Measured, raw_s: float) -> list[str]:
@@ -68,9 +75,11 @@ def _panel(title: str, measured: Measured, raw_s: float) -> list[str]:
         parts.append(f'<text x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{tick:g} s</text>')
     if len(measured.setpoints):
         first = float(measured.setpoints[0])
-        parts.append(_line([(x(first), y(0)), (x(first + raw_s), y(1))], "#d1495b", ' stroke-dasharray="4 3"'))
+        parts.append(_line([(x(first), y(0)), (x(first + raw_s), y(1))], RAW, ' stroke-dasharray="4 3"'))
     for name, colour, _ in CURVES:
         times: F64 = getattr(measured, name)
+        if name == "queries":
+            times = times[: measured.devices]  # what comes later reads setpoints back
         if len(times) >= measured.devices / 2:
             shares = np.linspace(0, 1, 101)
             parts.append(
