@@ -45,6 +45,16 @@ async def cli(stack: Stack, *arguments: str, given: str = "", **variables: str) 
     return Done(process.returncode, out.decode(), err.decode())
 
 
+async def until_set(stack: Stack, event_id: str, inverters: int) -> None:
+    """Waits until so many inverters do it; a sample of them is read back, and so verified."""
+
+    def there() -> bool:
+        report = stack.report(event_id)
+        return report is not None and report["devices"]["applied"] + report["devices"]["verified"] >= inverters
+
+    await eventually(there, 30, f"{inverters} inverters to be set by {event_id}")
+
+
 async def test_a_signal_is_sent_watched_and_cancelled_by_hand(stack: Stack) -> None:
     await stack.start(inverters=30, simulator=["--series", "ETU"])
     await stack.until_ready(stack.start_worker())
@@ -66,7 +76,7 @@ async def test_a_signal_is_sent_watched_and_cancelled_by_hand(stack: Stack) -> N
     assert refused.code == 7, refused
     assert json.loads(refused.out.splitlines()[-1])["ended"]["code"] == 252
     assert long.code == 0, long
-    await stack.until_devices("long", "applied", 30)
+    await until_set(stack, "long", 30)
     again, early, cancelled = await asyncio.gather(
         cli(stack, "signal", "watch", "short", "--json"),
         cli(stack, "signal", "watch", "long", "--timeout", "0.1s"),
@@ -130,6 +140,33 @@ async def test_without_kafka_every_command_ends_with_a_sentence(stack: Stack) ->
         assert ended.code == 1, ended
         assert "Kafka at 127.0.0.1:1 cannot be used" in ended.out + ended.err
         assert "Traceback" not in ended.err
+
+
+async def test_r36_switches_and_aborts_are_turned_taken_and_told_by_hand(stack: Stack) -> None:
+    await stack.start(inverters=20, simulator=["--series", "ETU"])
+    early = await cli(stack, "switch", "drain", "on", "--reason", "no worker yet", "--timeout", "0.5s")
+    assert early.code == 8 and "No worker has taken it" in early.err, early
+    await stack.until_ready(stack.start_worker())
+    drained, off = await cli(stack, "switch", "show", "--json"), {"releases_only": False, "drain": False}
+    assert drained.code == 0, drained
+    turned = await cli(stack, "switch", "drain", "off", "--reason", "there is one now", "--json")
+    assert turned.code == 0, turned
+    assert json.loads(turned.out).items() >= {"taken": True, **off}.items()
+
+    sent = await cli(stack, "signal", "send", "--control", "charge=900", "--all", "--for", "5m", "--event-id", "e")
+    assert sent.code == 0, sent
+    await until_set(stack, "e", 20)
+    killed = await cli(stack, "switch", "releases-only", "on", "--reason", "wrong watts")
+    assert killed.code == 0 and "Taken: nothing but releases" in killed.out, killed
+    aborted = await cli(stack, "signal", "abort", stack.source, "e", "--reason", "wrong watts", "--timeout", "30s")
+    assert aborted.code == 0, aborted
+    assert aborted.out.splitlines()[-1].startswith(f"e of {stack.source} is over: aborted, ")
+    assert "20 of 20 releases confirmed" in aborted.out
+    again = await cli(stack, "signal", "abort", stack.source, "e", "--reason", "again")
+    assert again.code == 2 and "is over, by its final report" in again.err, again
+    shown = await cli(stack, "switch", "show")
+    assert shown.code == 0 and shown.out.startswith("releases-only  on"), shown
+    assert all(device["EMS Power Mode"] == 1 for device in (await settings_of(stack)).values())
 
 
 # ---------------------------------------------------------------------------------------------- break-glass

@@ -195,6 +195,7 @@ def _send(
             timeout_s=timeout_s,
             as_json=as_json,
             wanted=6 if decoded.action == "cancel" else 3,
+            about=described(decoded),
         )
 
 

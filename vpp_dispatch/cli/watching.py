@@ -52,6 +52,8 @@ class Following:
     revision: int | None = None
     responses: list[dict[str, Any]] = field(default_factory=list)
     report: dict[str, Any] | None = None
+    about: str = ""
+    """what is asked for, in words, where that is known: the report adds its controls up and does not name them"""
     final_at: float | None = None
     """when its final report was heard, on the clock that `hear` is given"""
 
@@ -178,8 +180,12 @@ def report_line(report: dict[str, Any]) -> str:
     )
     if release["due"]:
         line += f"; released {release['confirmed']:,} of {release['due']:,}"
+        if open_ := counted((k, release[k]) for k in ("pending", "refused")):
+            line += f" ({open_})"
     if power["acknowledged"] is not None and power["requested"]:
         line += f"; {power['acknowledged']:,} of {power['requested']:,} W acknowledged"
+    if missing := report["shards"]["missing"]:
+        line += f"; of {len(missing)} shards nothing is known yet"
     return line
 
 
@@ -206,7 +212,8 @@ _COLOURS = {
 
 def picture(following: Following) -> Group:
     """The newest report as a table, the responses above it."""
-    lines: list[Any] = [Text(response_line(r)) for r in following.responses]
+    lines: list[Any] = [Text(following.about, style="bold")] if following.about else []
+    lines += [Text(response_line(r)) for r in following.responses]
     report = following.report
     if report is None:
         return Group(*lines, Text(f"Waiting for a report on {following.event_id} ...", style="dim"))
@@ -331,14 +338,15 @@ def watch(
     as_json: bool = False,
     wanted: int = 3,
     abort: bool = False,
+    about: str = "",
 ) -> NoReturn:
     """Follows an event to its end and leaves with the exit code that says how it ended.
 
     `wanted` is the response code that counts as success: 3, or 6 where a cancellation is watched. With `abort` that is
-    any end that has this reason.
+    any end that has this reason. `about`: what is asked for, in words.
     """
     goes_on = "what was recorded will be taken by the first worker that runs" if abort else "it goes its way"
-    following = Following(event_id, source, revision)
+    following = Following(event_id, source, revision, about=about)
     teller = _Teller(following, as_json=as_json)
     try:
         began = time.time() - LOOK_BACK_S if since is None else since

@@ -171,3 +171,16 @@ def test_a_watched_cancellation_that_is_taken_is_0_and_one_that_comes_too_late_7
     finished = response(252, revision=2, reasons=("finished",))
     late = run("cancel", EVENT, "--watch", script=[[response(1)], [finished]])
     assert late.exit_code == 7 and "(finished)" in late.stdout
+
+
+def test_in_a_pipe_it_is_plain_lines_one_for_each_change(run: Callable[..., Result]) -> None:
+    script: Script = [
+        [response(1)],
+        [report(1, pending=2)],
+        [report(2, applied=1, pending=1)],
+        [report(3, final=True, applied=2), response(3)],
+    ]
+    result = run("watch", EVENT, script=script)
+    assert result.exit_code == 0 and "\x1b" not in result.stdout and "\r" not in result.stdout
+    assert not set(result.stdout) & set("│┃━─█"), "no table, no bars"
+    assert len(result.stdout.splitlines()) == 6

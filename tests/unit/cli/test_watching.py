@@ -112,3 +112,24 @@ def test_the_picture_has_the_report_and_the_responses() -> None:
     text = console.export_text()
     for words in ("response to r1: 1 received", f"{EVENT} r1 of {SOURCE}: active", "applied", "395", "22 offline"):
         assert words in text
+
+
+def test_releases_that_are_due_confirmed_pending_and_refused_are_shown_with_what_was_asked() -> None:
+    following = heard(response(1), report(3, final=True, applied=9))
+    following.about = "charge 2,000 W each, export limit 1,500 W each, all inverters"
+    assert following.report is not None
+    following.report["release"] = {"due": 18, "confirmed": 15, "pending": 2, "refused": 1}
+    following.report["shards"] = {"expected": 64, "reported": 62, "missing": [3, 9]}
+    line = report_line(following.report)
+    assert "released 15 of 18 (2 pending, 1 refused)" in line and "of 2 shards nothing is known yet" in line
+    console = Console(width=110, record=True, file=io.StringIO())
+    console.print(picture(following))
+    text = console.export_text()
+    assert "charge 2,000 W each, export limit 1,500 W each" in text and "15 confirmed, 2 pending, 1 refused" in text
+
+
+def test_an_abort_is_told_as_such() -> None:
+    following = heard(response(1), report(3, final=True, rejected=2), response(8, reasons=("aborted",)))
+    assert following.aborted and following.is_over
+    assert "is over: aborted, 0 of 2 inverters did it" in verdict(following, 8)
+    assert not heard(response(1), report(3, final=True, applied=2), response(1, revision=2)).is_over
