@@ -57,6 +57,12 @@ NEVER_SAVED = 1 << 62
 COUNTED_FOR_S = 0.25
 """How long a count of commands in flight may be old: a timeout frees its slot no later."""
 
+_LAZY = (Results, SlotResults, Telemetry)
+
+LAZY_S = 0.2
+"""Results and telemetry are folded at once; what follows from them for events waits so long for more of them, since to
+reconcile costs the same for one as for a thousand. What is due by them does not wait."""
+
 KEEP_CLOSED_S = 3600.0
 """How long members of a closed event are kept for corrections."""
 
@@ -117,6 +123,7 @@ class Book:
         self.last_result_at = 0.0
         self._in_flight = (0, -1)
         self._counted_until = 0.0
+        self._reconciled_at = 0.0
         self.folded_to: dict[tuple[Actuator, int], int] = {}  # page -> inbox offset that its saved row holds
         self.head_dirty = False
         self.published_news = False
@@ -161,7 +168,11 @@ class Book:
                     if back:
                         for setpoints in self.setpoints.values():
                             setpoints.back_online(np.array(back, np.int64), now)
-        if reconcile and (inputs or now >= self.wake_at):
+        if inputs and all(isinstance(message, _LAZY) for _, message in inputs):
+            self.wake_at = min(self.wake_at, self._reconciled_at + LAZY_S)
+        elif inputs:
+            self.wake_at = now
+        if reconcile and now >= self.wake_at:
             self._reconcile(now)
         if inputs:
             self.due_at = self._counted_until = 0.0
@@ -495,9 +506,13 @@ class Book:
             self._advance(membership, now)
         for setpoints in self.setpoints.values():
             self._compose(setpoints, now)
-        for membership in self.memberships.values():
-            for part in membership.parts:
-                self._observe(membership, part, now, last=membership.ended and not membership.release)
+        if any(setpoints.stirred for setpoints in self.setpoints.values()):
+            for membership in self.memberships.values():
+                for part in membership.parts:
+                    self._observe(membership, part, now, last=membership.ended and not membership.release)
+        for setpoints in self.setpoints.values():
+            setpoints.stirred = False
+        self._reconciled_at = now
         self._want_defaults(now)
         self._forget(now)
         self.due_at = 0.0
@@ -562,6 +577,15 @@ class Book:
         if membership.parts and not any((part.members["phase"] == WAITING).any() for part in membership.parts):
             membership.end()
 
+    def _asserts(self, actuator: Actuator) -> bool:
+        """Whether a release signal is about to assert something on this actuator."""
+        return any(
+            part.actuator is actuator and bool((part.members["phase"] == HOLDING).any())
+            for membership in self.memberships.values()
+            if membership.release and not membership.closed_at
+            for part in membership.parts
+        )
+
     def _assert(self, setpoints: Setpoints, before: NDArray[np.uint32]) -> None:
         """What release signals drop is asserted, even where it is believed to be set (R15).
 
@@ -588,6 +612,7 @@ class Book:
                     setpoints.reassert(renew)
                 m["phase"][index] = LEFT
                 m["live"][index[asserted]] = True
+                setpoints.stirred = True
                 idle = index[~asserted]
                 m["state"][idle] = State.UNUSED
                 why = np.where(registered & consenting, Reason.DEFAULT_UNKNOWN, Reason.CONSENT_MISSING)
@@ -657,6 +682,8 @@ class Book:
             ),
             key=lambda pair: pair[0].primacy,
         )
+        if not holders and setpoints.idle and not self._asserts(actuator):
+            return
         self._let_go(setpoints, holders, now)
         n = len(setpoints.columns)
         before = setpoints.columns["generation"].copy()
@@ -702,6 +729,7 @@ class Book:
                 if (m["live"] & ~live).any():
                     self._observe(membership, part, now, last=True)
                 m["live"] = live
+                setpoints.stirred = True
                 membership.dirty = membership.news = True
         released = setpoints.assign(
             held=held, first=first, second=second, owner=owner, end_at=end_at, priority=priority, now=now
@@ -781,7 +809,8 @@ class Book:
                 setpoints.wanted_priority[rows] = membership.selector.priority
                 setpoints.wanted_by[rows] = membership.slot
         for setpoints in self.setpoints.values():
-            setpoints.wanted &= setpoints.unread(now)
+            if setpoints.wanted.any():
+                setpoints.wanted &= setpoints.unread(now)
 
     def _forget(self, now: float) -> None:
         for key, membership in list(self.memberships.items()):

@@ -139,8 +139,8 @@ class Run:
     """The dispatch revision that counts: its settled window, where it stands, and which shard messages are out.
 
     `expected` are the shards addressed. `watts`: a control has watts. `ramp_down_s`: the cancellation's once it has
-    named one. `cancelled_at`: also of an abort, which `aborted` tells. `closing_at`: when the shards were asked to close;
-    the `_sent` say that all of them have acknowledged the message.
+    named one. `cancelled_at`: also of an abort, which `aborted` tells. `closing_at`: when the shards were asked to
+    close; the `_sent` say that all of them have acknowledged the message.
     """
 
     revision: int

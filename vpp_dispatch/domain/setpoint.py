@@ -161,6 +161,16 @@ class Due:
     owner: U32
 
 
+NOTHING_DUE = Due(
+    row=np.zeros(0, np.int64),
+    query=np.zeros(0, bool),
+    rank=np.zeros(0, np.int64),
+    deadline_at=np.zeros(0),
+    again=np.zeros(0, bool),
+    owner=np.zeros(0, np.uint32),
+)
+
+
 def _one_more(tries: U8) -> U8:
     """Counts to 250 and then stays there, odd and even by turns, since a release and its query take turns."""
     return np.where(tries >= 250, 249, tries + 1).astype(np.uint8)
@@ -194,6 +204,7 @@ class Setpoints:
         self.wanted_by = np.zeros(0, np.uint32)  # slot of the strongest event that will need it
         self.dirty: set[int] = set()
         self.urgent = False
+        self.stirred = False  # a setpoint has changed since the book last looked
         # Commands that were handed out and not acknowledged yet. GoodWe may answer before its broker's acknowledgement
         # is here; such answers are kept until `published` or `queried`.
         self.in_hand = np.zeros(0, bool)
@@ -216,9 +227,15 @@ class Setpoints:
             self.wanted_priority = np.concatenate([self.wanted_priority, np.full(more, 255)])
             self.wanted_by = np.concatenate([self.wanted_by, np.zeros(more, np.uint32)])
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is held, owed or to be read here."""
+        return not (self.columns["armed"].any() or self.columns["held"].any() or self.wanted.any())
+
     def touch(self, rows: Rows) -> None:
         """The pages of these rows have to be saved."""
-        self.dirty.update(np.unique(rows // PAGE).tolist())
+        if len(rows):
+            self.dirty.update(np.unique(rows // PAGE).tolist())
 
     def taken_over(self, now: float, epoch: int) -> None:
         """After recovery: what was published and not saved is unknown, so each armed device may be set.
@@ -280,6 +297,9 @@ class Setpoints:
         asked_anew = (
             held & c["held"] & (c["owner"] != owner) & (c["acknowledged"] != c["generation"]) & (c["next_at"] == np.inf)
         )
+        if not (differs | armed_now | ended | (held & ((c["owner"] != owner) | (c["end_at"] != end_at)))).any():
+            return np.zeros(0, np.int64)  # as it is nearly always
+        self.stirred = True
         changed = np.flatnonzero(differs | armed_now | unanswered | asked_anew)
         touched = np.flatnonzero(
             differs | armed_now | ended | (held & ((c["owner"] != owner) | (c["end_at"] != end_at)))
@@ -321,6 +341,9 @@ class Setpoints:
 
     def _renew(self, rows: Rows) -> None:
         """A new generation: nothing that was published or answered before counts any more."""
+        if not len(rows):
+            return
+        self.stirred = True
         c = self.columns
         answered = c["acknowledged"][rows] == c["generation"][rows]
         c["heard"][rows] = c["heard"][rows] << np.uint32(1) | answered
@@ -608,6 +631,8 @@ class Setpoints:
         default may be read; `blocked`: rows where another setpoint has to be answered first (R26). Releases ask for
         none of them.
         """
+        if self.idle:
+            return NOTHING_DUE
         c = self.columns
         open_ = c["armed"] & (c["generation"] > 0) & (c["acknowledged"] != c["generation"]) & (c["next_at"] <= now)
         again = (c["published"] == c["generation"]) & (c["code"] == NO_CODE)
@@ -650,15 +675,7 @@ class Setpoints:
             # A read-back in place of an unanswered release's next publish is a retry too.
             re.append(again[found] if not is_query else (c["purpose"] > 0)[found] | reads_instead[found])
         if not rows:
-            none = np.zeros(0)
-            return Due(
-                row=none.astype(np.int64),
-                query=none.astype(bool),
-                rank=none.astype(np.int64),
-                deadline_at=none,
-                again=none.astype(bool),
-                owner=none.astype(np.uint32),
-            )
+            return NOTHING_DUE
         return Due(
             row=np.concatenate(rows),
             query=np.concatenate(query),
@@ -760,6 +777,8 @@ class Setpoints:
     def in_flight(self, now: float) -> tuple[int, int]:
         """How many commands are published and neither answered nor timed out, and the highest rank of them (R40)."""
         c = self.columns
+        if not (c["open"].any() or c["purpose"].any()):
+            return 0, -1
         sets = self.unanswered(now)
         asked = (c["purpose"] > 0) & (now - c["query_at"] < self.policy.result_timeout_s)
         defaults = asked & (c["purpose"] == READ_DEFAULT)
@@ -776,6 +795,8 @@ class Setpoints:
 
     def wake_at(self, now: float) -> float:
         """When something may become due or change its state by time alone; inf if nothing will."""
+        if self.idle:
+            return np.inf
         c = self.columns
         times = [np.inf]
         open_ = c["armed"] & (c["acknowledged"] != c["generation"])
