@@ -61,7 +61,7 @@ async def test_a_signal_is_sent_watched_and_cancelled_by_hand(stack: Stack) -> N
     limit = {"controls": [{"kind": "export_limit", "each_w": 500}], "targets": {"all": True}, "open_ended": True}
     everyone = ["signal", "send", "--all", "--watch"]
     sent, refused, long = await asyncio.gather(
-        cli(stack, *everyone, "--control", "charge=1000", "--for", "8s", "--event-id", "short"),
+        cli(stack, *everyone, "--control", "charge=1000", "--for", "20s", "--event-id", "short"),
         cli(stack, *everyone, "--control", "charge=total:9000", "--for", "5m", "--json"),
         cli(stack, "signal", "send", "-", given=json.dumps(limit | {"event_id": "long"})),
     )
