@@ -153,7 +153,7 @@ def saved(book: Book, shot: Snapshot) -> None:
     for actuator, rows in shot.arming.items():
         setpoints = book.setpoints[actuator]
         setpoints.durable[rows] = setpoints.columns["armed"][rows]
-        book.due_at = 0.0
+        book.look_again()
 
 
 def soil(book: Book) -> None:

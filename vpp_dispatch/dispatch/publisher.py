@@ -175,7 +175,6 @@ class Publisher:
         deadline = np.concatenate([due.deadline_at for _, _, due in found])
         again = np.concatenate([due.again for _, _, due in found])
         owner = np.concatenate([np.full(len(due.row), i) for i, (_, _, due) in enumerate(found)])
-        index = np.concatenate([np.arange(len(due.row)) for _, _, due in found])
         query = np.concatenate([due.query for _, _, due in found])
         row = np.concatenate([due.row for _, _, due in found])
         event = np.concatenate([due.owner for _, _, due in found])
@@ -186,11 +185,12 @@ class Publisher:
         closed = np.array([book.switches.releases_only for book, _, _ in found])
         may &= (rank < 2) | ~closed[owner]
         chosen = np.flatnonzero(may)
-        # Stable: releases, read-backs, then priority, within it the events by turns, then deadline, then row, so that a
-        # replay chooses the same.
-        chosen = chosen[np.lexsort((index[chosen], deadline[chosen], event[chosen], rank[chosen]))]
-        turn = _turns(rank[chosen], event[chosen])
-        chosen = chosen[np.lexsort((turn, rank[chosen]))]
+        # Stable: releases, read-backs, then priority, within it the events by turns, then deadline, then book and row:
+        # a replay chooses the same, and a batch touches few books, since each has to be looked at again after it.
+        if len(chosen) and not _all_equal(rank[chosen], event[chosen], deadline[chosen]):
+            chosen = chosen[np.lexsort((deadline[chosen], event[chosen], rank[chosen]))]
+            turn = _turns(rank[chosen], event[chosen])
+            chosen = chosen[np.lexsort((turn, rank[chosen]))]
         if self._silent(now):
             chosen = self._probe(chosen, again, now)
         chosen = chosen[:BATCH]
@@ -262,7 +262,7 @@ class Publisher:
             self.metrics.link_batches.add(outcome="unknown")
             self.log.warning("batch.unknown", commands=len(commands), detail=str(fault))
             for s in slices:
-                s.book.due_at = 0.0
+                s.book.look_again()
             return
         self.fault("published")
         if (np.isinf(commands.deadline_at) & (commands.actuator < QUERY_BIT)).any():
@@ -305,6 +305,10 @@ class Publisher:
             seconds=round(took_s, 4),
             **{name: n for name, n in by_actuator.items() if n},
         )
+
+
+def _all_equal(*columns: NDArray[Any]) -> bool:
+    return all(bool((column == column[0]).all()) for column in columns)
 
 
 def _turns(rank: NDArray[np.int64], event: NDArray[np.uint32]) -> NDArray[np.int64]:

@@ -55,7 +55,7 @@ NEVER_SAVED = 1 << 62
 """The offset of what did not come through the inbox."""
 
 COUNTED_FOR_S = 0.25
-"""How long a count of commands in flight may be old: a timeout frees its slot no later."""
+"""How long a count of commands in flight, and a look at what is due, may be old where nothing else has changed."""
 
 _LAZY = (Results, SlotResults, Telemetry)
 
@@ -124,6 +124,8 @@ class Book:
         self._in_flight = (0, -1)
         self._counted_until = 0.0
         self._reconciled_at = 0.0
+        self._found: list[tuple[Actuator, Due]] = []
+        self._found_until = 0.0
         self.folded_to: dict[tuple[Actuator, int], int] = {}  # page -> inbox offset that its saved row holds
         self.head_dirty = False
         self.published_news = False
@@ -175,8 +177,12 @@ class Book:
         if reconcile and now >= self.wake_at:
             self._reconcile(now)
         if inputs:
-            self.due_at = self._counted_until = 0.0
+            self.look_again()
         return effects
+
+    def look_again(self) -> None:
+        """Something has changed: what is due and what is in flight has to be found anew."""
+        self.due_at = self._counted_until = self._found_until = 0.0
 
     def _grow(self) -> None:
         for setpoints in self.setpoints.values():
@@ -515,7 +521,7 @@ class Book:
         self._reconciled_at = now
         self._want_defaults(now)
         self._forget(now)
-        self.due_at = 0.0
+        self.due_at = self._found_until = 0.0
         self.wake_at = self._next_wake(now)
 
     def _observe(self, membership: Membership, part: Part, now: float, *, last: bool = False) -> None:
@@ -862,6 +868,8 @@ class Book:
         now = max(self.now, now)
         if now < self.due_at:
             return []
+        if now < self._found_until:
+            return self._found
         n = len(self.roster.columns)
         registered, consenting = self.roster.allowed(np.arange(n), now)
         allowed = registered & consenting
@@ -876,6 +884,7 @@ class Book:
             due = setpoints.due(now=now, allowed=allowed, reading=reading, blocked=blocked)
             if len(due.row):
                 found.append((actuator, due))
+        self._found, self._found_until = found, now + COUNTED_FOR_S
         if not found:
             self.due_at = min(setpoints.wake_at(now) for setpoints in self.setpoints.values())
         return found
@@ -928,8 +937,8 @@ class Book:
         kind = int(commands.actuator[0])
         setpoints = self.setpoints[Actuator(kind & (QUERY_BIT - 1))]
         rows = commands.row.astype(np.int64)
-        self.due_at = self._counted_until = 0.0
-        self.wake_at = 0.0
+        self.look_again()
+        self.wake_at = min(self.wake_at, self._reconciled_at + LAZY_S)
         if kind >= QUERY_BIT:
             setpoints.queried(rows=rows, query=commands.generation, now=now)
             self._early(setpoints, now)

@@ -295,16 +295,17 @@ class Roster:
         if actuator is Actuator.REACTIVE:
             return values
         step = np.maximum(self.ability["step"][rows, actuator], 1.0)
-        told = np.ceil(np.floor(values / step + 1e-9) * step - 1e-9)
+        told = np.ceil(np.floor(values / step + 1e-6) * step - 1e-6)
         if actuator is Actuator.EXPORT:
             rated = self.ability["rated_w"][rows]
-            told = np.where((step > 1.0) & (rated > 0), np.minimum(told, rated), told)
+            told = np.where((step * 100 == rated) & (rated > 0), np.minimum(told, rated), told)
         return np.asarray(told, np.int32)
 
     def read_in_steps(self, rows: Rows, raw: I32) -> I32:
         """Export limits in W that were read as raw values, which only the book's rating can give a unit."""
         step = self.ability["step"][rows, Actuator.EXPORT]
-        watts = np.where(step > 1.0, np.ceil(raw * step - 1e-9), np.floor(raw * step + 1e-9))
+        # Of coarse raw values the smallest W that is told by them, of fine ones the largest that is not above.
+        watts = np.where(step < 1.0, np.ceil((raw + 1.0) * step - 1e-6) - 1, np.ceil(raw * step - 1e-6))
         return np.where(raw == NO_VALUE, NO_VALUE, np.minimum(watts, np.iinfo(np.int32).max)).astype(np.int32)
 
     def allowed(self, rows: Rows, now: float) -> tuple[Flags, Flags]:

@@ -433,6 +433,7 @@ async def test_what_cannot_be_said_is_refused_for_its_value() -> None:
     rig.event(book)
     rig.link.unsayable = lambda commands: ((1, "no such value"),)
     await rig.publisher.publish_some()
+    rig.tick(1)
     assert book.memberships["grid/a", 1].counts().reasons == {"rejected.value": 1}
 
 

@@ -38,9 +38,10 @@ def test_r37_the_default_is_read_before_the_first_write_and_saved_before_it() ->
     w = World()
     w.fleet(1)
     w.event("a", start=0, end=30)
-    w.book.step([], w.now)
+    w.reconcile()
     first = w.publish()
     assert [s.query for s in first] == [True]
+    w.reconcile()
     assert w.publish() == [], "the setpoint waits until the arming is saved"
     w.save()
     assert [s.pair for s in w.publish()] == [(11, 3000)]
@@ -285,8 +286,9 @@ def test_r28_no_setpoint_after_the_end_of_its_window() -> None:
     w = World()
     w.fleet(3)
     w.event("a", end=5)
-    w.book.step([], w.now)
+    w.reconcile()
     w.publish()
+    w.reconcile()
     w.save()
     w.now += 5.5  # an outage across the end
     w.run(5)
@@ -298,8 +300,9 @@ def test_a_crash_after_publish_and_before_the_checkpoint_leaves_nothing_set() ->
     w = World()
     w.fleet(4)
     w.event("a", end=5)
-    w.book.step([], w.now)
+    w.reconcile()
     w.publish()
+    w.reconcile()
     w.save()
     before = w.publish()
     assert [s.pair for s in before] == [(11, 3000)] * 4
@@ -315,8 +318,9 @@ def test_r23_a_replay_makes_the_same_id() -> None:
     w = World()
     w.fleet(2)
     w.event("a", end=50)
-    w.book.step([], w.now)
+    w.reconcile()
     w.publish()
+    w.reconcile()
     w.save()
     before = w.publish()
     w.crash()
@@ -540,13 +544,16 @@ def test_a_result_proves_a_publish_that_no_checkpoint_recorded() -> None:
     w = World()
     w.fleet(2)
     w.event("a", end=5)
-    w.book.step([], w.now)
+    w.reconcile()
     w.publish()
+    w.reconcile()
     w.save()
     sent = w.publish()  # answered and perhaps told at once; then the worker dies before its checkpoint
+    w.reconcile()
     assert states(w, "a") == {State.APPLIED: 2}
     w.crash()
     w.answer([(one, ResultCode.SUCCESS, (0, 0)) for one in sent])
+    w.reconcile()
     assert states(w, "a") == {State.APPLIED: 2}, "what was told is not taken back"
     w.save()
     assert w.publish() == []
@@ -558,8 +565,9 @@ def test_a_result_of_other_content_proves_nothing() -> None:
     w = World()
     w.fleet(1)
     w.event("a", end=60)
-    w.book.step([], w.now)
+    w.reconcile()
     w.publish()
+    w.reconcile()
     w.save()
     sent = w.publish()
     w.crash()
@@ -574,8 +582,9 @@ def test_r26_what_was_applied_stays_applied_when_only_the_release_was_never_reco
     w = World()
     w.fleet(2)
     w.event("a", end=60)
-    w.book.step([], w.now)
+    w.reconcile()
     w.publish()
+    w.reconcile()
     w.save()
     sets = w.publish()  # answered, told; no checkpoint since
     offset = w.offset
@@ -592,7 +601,7 @@ def test_r26_what_was_applied_stays_applied_when_only_the_release_was_never_reco
         [results_of(releases, w.now)],
     ):
         w.book.step([(offset, message) for message in messages], w.now, reconcile=False)
-    w.book.step([], w.now)
+    w.reconcile()
     w.offset = offset + 3
     w.run(10)
     counts = w.counts("a")

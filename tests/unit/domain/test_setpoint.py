@@ -357,7 +357,7 @@ def test_r24_an_answer_that_is_here_before_the_broker_s_acknowledgement_counts()
     ((commands, digests, sent),) = hand_out(w)
     answer(w, sent[:2])
     w.book.published(commands, digests, w.now)
-    w.book.step([], w.now)
+    w.reconcile()
     assert states(w) == {State.APPLIED: 2, State.PUBLISHED: 1}
 
 
@@ -368,7 +368,7 @@ def test_r37_a_default_that_is_read_before_the_broker_s_acknowledgement_counts()
     ((commands, digests, sent),) = hand_out(w)
     w.answer([(one, OK, (6, 0)) for one in sent])
     w.book.published(commands, digests, w.now)
-    w.book.step([], w.now)
+    w.reconcile()
     w.save()
     assert {s.pair for s in w.publish() if not s.query} == {(11, 3000)}
 

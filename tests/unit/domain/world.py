@@ -206,6 +206,11 @@ class World:
 
     # ---- what happens
 
+    def reconcile(self) -> None:
+        """A tick, a while later: what was folded lazily has its consequences."""
+        self.book.wake_at = 0.0
+        self.book.step([], self.now)
+
     def save(self) -> None:
         """A checkpoint."""
         shot = pages.snapshot(self.book, self.kept, self.offset)
