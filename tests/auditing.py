@@ -28,6 +28,8 @@ async def audited(stack: Stack, *, events: int = 0, **limits: Any) -> Verdict:
     expected: dict[str, Any] = {
         "consent_refresh_s": settings.fleet.consent_refresh_s,
         "result_timeout_s": settings.goodwe.result_timeout_s,
+        "max_in_flight": settings.goodwe.max_in_flight,
+        "family_defaults": "family" in settings.dispatch.defaults,
         "expect_events": events,
     }
     verdict = examine(evidence, Limits(**(expected | limits)), Wire.read(stack.profile))
@@ -45,7 +47,7 @@ async def _evidence(stack: Stack) -> Evidence:
     dump = await stack.ask("/sim/dump")
     return await collect(
         stack.bootstrap_servers,
-        topics=Topics(prefix=stack.prefix),
+        topics=Topics.of_profile(stack.profile, prefix=stack.prefix),
         goodwe_bootstrap_servers=stack.goodwe_servers,
         dumps=[dump],
     )

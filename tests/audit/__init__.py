@@ -6,10 +6,12 @@ It imports nothing of the service, has its own decoders, and judges by `docs/sem
 pure, `collect(...)` makes the evidence from topics. The folder can be copied to any machine with aiokafka and run
 there (jsonschema and msgspec are used where they are installed).
 
-    evidence   records, dumps, tolerances        accounts   outcomes, reports, simulator
-    wire       profile, values, ids              setpoints  keys, targets, windows, values, switches
-    case       all of it in relation             releases   debts, read-backs, verification
-    answers    responses and their order         messages   identity, envelope, schema
+    evidence      records, dumps, tolerances        releases      debts, and how they were paid
+    wire          profile, scales, ids              verification  read-backs of setpoints, opt-outs
+    case          all of it in relation             overrides     release signals, aborts, switches
+    accounts      outcomes, reports, simulator      pace          ramps, early releases, commands in flight
+    setpoints     keys, targets, windows, primacy   answers       responses and their order
+    messages      identity, envelope, schema
 
 How a release is told from a setpoint on the wire: by content. A set command is a release if its values are a default
 of the device (the registry's, or the simulator's at its start, or what the owner set), or if no control could ask for
@@ -32,8 +34,11 @@ from .answers import order
 from .case import STATES, Case, Command
 from .evidence import ROLES, Evidence, Limits, Record, Rule, Topics, Violation, collect, read_schemas
 from .messages import identities, messages
+from .overrides import aborts, release_signals, switches
+from .pace import early_releases, in_flight, one_at_a_time, ramps
 from .releases import releases
-from .setpoints import permissions_and_windows
+from .setpoints import never_set, permissions_and_windows, primacy
+from .verification import verification
 from .wire import Wire, decode_id
 
 
@@ -54,7 +59,10 @@ __all__ = [
     "Wire", "audit", "collect", "decode_id", "examine", "read_schemas",
 ]  # fmt: skip
 
-CHECKS = (enough, outcomes, reports, permissions_and_windows, releases, order, identities, messages)
+CHECKS = (
+    enough, outcomes, reports, permissions_and_windows, never_set, primacy, releases, early_releases, verification,
+    switches, aborts, release_signals, ramps, in_flight, one_at_a_time, order, identities, messages,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

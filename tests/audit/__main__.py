@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import examine
-from .evidence import ROLES, Limits, Topics, collect
+from .evidence import OURS, Limits, Topics, collect
 from .wire import Wire
 
 
@@ -23,16 +23,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dump", nargs="*", default=[], type=Path, help="answers of the simulators' GET /sim/dump")
     parser.add_argument("--profile", type=Path, help="a GoodWe profile file, if not the default one")
     parser.add_argument("--prefix", default="", help="stands before each topic name")
-    for role in ROLES[:6]:
+    for role in OURS:
         parser.add_argument(f"--{role.replace('_', '-')}", nargs="+", default=getattr(defaults, role), metavar="TOPIC")
     for role in ("requests", "results"):
         parser.add_argument(f"--{role}", nargs=3, default=getattr(defaults, role), metavar=("SINGLE", "MULTI", "QUERY"))
-    for name in ("consent_refresh_s", "registry_s", "cancel_s", "late_s", "result_timeout_s", "answer_s"):
+    for name in ("consent_refresh_s", "registry_s", "cancel_s", "late_s", "result_timeout_s", "answer_s", "switch_s"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(limits, name), metavar="S")
     parser.add_argument("--expect-events", type=int, default=0, metavar="N", help="at least so many closed events")
+    parser.add_argument("--max-in-flight", type=int, default=0, metavar="N", help="as the service was configured")
+    parser.add_argument("--family-defaults", action="store_true", help="`family` is among the service's defaults")
     parser.add_argument("--open-events", action="store_true", help="accepted events may be without their close")
     args = vars(parser.parse_args(arguments))
-    topics = Topics(prefix=args["prefix"], **{r: tuple(args[r]) for r in (*ROLES[:6], "requests", "results")})
+    topics = Topics(prefix=args["prefix"], **{r: tuple(args[r]) for r in (*OURS, "requests", "results")})
     given = {name: args[name] for name in Limits.__slots__ if name in args}
     evidence = asyncio.run(
         collect(

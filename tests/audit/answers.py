@@ -46,7 +46,7 @@ def _grammar(case: Case, revision: Revision, codes: list[int]) -> Iterator[Viola
         right = len(codes) == 1
     else:
         right = any(codes == sequence[: len(codes)] for sequence in whole)
-        over = revision.end < case.evidence.at and not case.limits.open_events
+        over = revision.released_by < case.evidence.at and not case.limits.open_events
         if right and over and codes not in whole:
             yield Violation(Rule.ORDER, f"the event is over and was never closed; responses {codes}", revision.name)
         reported = revision.action != "cancel" and (codes[-1] in FINAL or (revision.cancelled and 2 in codes))
@@ -65,6 +65,8 @@ def _whole_sequences(revision: Revision) -> list[list[int]]:
             return [[1, 2, 3], [1, 2, 8]]
         case _ if revision.test:
             return [[1, 3], [1, 10]]
+        case _ if revision.aborted_at is not None:
+            return [[1, *started, code] for code in sorted(FINAL) for started in ([], [2])]
         case _ if revision.cancelled or revision.replaced:
             return [[1], [1, 2]]
         case _:

@@ -8,6 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from fractions import Fraction
+from math import floor
 from typing import Any
 
 from .evidence import CLOCK_S, INF, REQUESTS, RESULTS, ROLES, Evidence, Limits, Record, Rule, Violation
@@ -55,6 +57,17 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """A switch that was turned, or an event (as `source/event_id`) that was aborted: a record of the event inbox."""
+
+    switch: str
+    on: bool
+    event: str | None
+    at: float
+    where: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One outcome row and the message it stood in."""
 
@@ -80,16 +93,23 @@ class Revision:
     ended_by: str = "its end"
     replaced: bool = False
     cancelled: bool = False
+    over_at: float = INF
+    """When its window really ended, to the moment; `end` has the tolerance of what ended it."""
+    ramp_up_s: int = 0
+    ramp_down_s: int = 0
+    aborted_at: float | None = None
     required: set[str] = field(default_factory=set)
     allowed: set[str] = field(default_factory=set)
     rows: list[Row] = field(default_factory=list)
     finals: list[tuple[Record, dict[str, Any]]] = field(default_factory=list)
     controls: dict[str, dict[str, Any]] = field(init=False)  # by actuator
+    _newest: tuple[int, dict[tuple[str, str], Row]] | None = None  # of how many rows, by (SN, kind)
 
     def __post_init__(self) -> None:
         found = self.body.get("controls") or []
         known = (c for c in found if isinstance(c, dict) and c.get("kind") in ACTUATOR_OF)
         self.controls = {ACTUATOR_OF[control["kind"]]: control for control in known}
+        self.ramp_up_s, self.ramp_down_s = (_whole(self.body.get(name)) for name in ("ramp_up_s", "ramp_down_s"))
 
     @property
     def name(self) -> str:
@@ -113,12 +133,32 @@ class Revision:
         return self.accepted and self.action == "dispatch" and not self.test
 
     @property
+    def released_by(self) -> float:
+        """When the last device's release begins."""
+        return self.end + self.ramp_down_s
+
+    @property
+    def primacy(self) -> tuple[int, float, str]:
+        """Sorts the strongest last (R10)."""
+        priority = self.body.get("priority")
+        created = epoch(self.body.get("created_at")) or 0.0
+        return (-(255 if priority is None else priority), created, self.key[1])
+
+    @property
     def kinds(self) -> list[str]:
         return ["release"] if self.action == "release" else [c["kind"] for c in self.controls.values()]
 
     def effective(self, until: float = INF) -> dict[tuple[str, str], Row]:
         """The rows that count at a time, by (SN, kind)."""
+        if until == INF:
+            if self._newest is None or self._newest[0] != len(self.rows):
+                self._newest = (len(self.rows), {(row.body["sn"], row.body["kind"]): row for row in self.rows})
+            return self._newest[1]
         return {(row.body["sn"], row.body["kind"]): row for row in self.rows if row.record.at <= until}
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def body_of(record: Record) -> Any:
@@ -156,6 +196,7 @@ class Case:
         self.registry = self._registry()
         self.revisions = self._revisions()
         self._answers()
+        self.turns = self._turns()
         self._windows()
         self._targets()
         self.targeting: dict[str, list[Revision]] = defaultdict(list)
@@ -166,13 +207,19 @@ class Case:
         self.commands = self._commands()
         self.sets: dict[Pair, list[Command]] = defaultdict(list)
         self.queries: dict[str, list[Command]] = defaultdict(list)
+        self.reads: dict[Pair, list[Command]] = defaultdict(list)  # queries by what they read
         for command in self.commands:
             self.checked[f"commands.{command.kind}"] += 1
             if command.kind == "query":
                 self.queries[command.id].append(command)
+                self.reads[command.sn, command.actuator].append(command)
             else:
                 self.sets[command.sn, command.actuator].append(command)
+        self.joined = wire.echoed or bool(evidence.dumps)
         self.results = self._results()
+        self.of_id: dict[str, Command] = {}
+        for command in self.commands:
+            self.of_id.setdefault(command.id, command)
 
     # -- decoding
 
@@ -286,6 +333,7 @@ class Case:
             revision.start = max(start if start is not None else revision.record.at, revision.record.at)
             end = epoch(body.get("end_at"))
             revision.end = end if end is not None else read + 86400.0 if body.get("open_ended") else read
+            revision.over_at = revision.end
             for other in by_event[revision.key[:2]]:
                 if other.key[2] <= revision.key[2] or not other.accepted:
                     continue
@@ -294,18 +342,71 @@ class Case:
                     continue  # it was closed already
                 if other.action == "dispatch":
                     revision.replaced = True
-                    moment = max(moment, epoch(other.body.get("start_at")) or moment) + self.limits.cancel_s
-                elif other.action == "cancel" and 6 in other.codes:
+                    moment = max(moment, epoch(other.body.get("start_at")) or moment)
+                    told, moment = moment, moment + other.ramp_up_s + self.limits.cancel_s
+                elif other.action == "cancel":
                     revision.cancelled = True
-                    moment = other.codes[6].at + self.limits.cancel_s
+                    answer = other.codes.get(6, other.codes[1])
+                    told = epoch((body_of(answer) or {}).get("at")) or answer.at
+                    moment = answer.at + self.limits.cancel_s
+                    if "ramp_down_s" in other.body:
+                        revision.ramp_down_s = other.ramp_down_s
                 else:
                     continue
                 if moment < revision.end + self.limits.late_s:
                     # What is taken back has its own tolerance, so the window's is taken off here.
                     revision.end = moment - self.limits.late_s
                     revision.ended_by = "its cancellation" if other.action == "cancel" else "its replacement"
+                    revision.over_at = min(revision.over_at, told)
+            self._abort(revision)
         self.checked["events"] = sum(r.accepted and r.action != "cancel" for r in self.revisions.values())
         self.checked["events.closed"] = sum(bool(r.finals) for r in self.revisions.values())
+
+    def _turns(self) -> list[Turn]:
+        """Switches and aborts, in the order of the event inbox (its other records are the service's own business)."""
+        found = []
+        for record in self.of["event_inbox"]:
+            tag, _, packed = (record.value or b"").partition(b"\n")
+            if tag != b"switch":
+                continue
+            try:
+                import msgspec
+            except ImportError:
+                self.notes.append("msgspec is not installed: switches and aborts were not read")
+                return []
+            body = msgspec.msgpack.decode(packed)
+            found.append(
+                Turn(switch=body["switch"], on=body["on"], event=body.get("event"), at=record.at, where=record.where)
+            )
+        self.checked["switches"] = len(found)
+        return found
+
+    def _abort(self, revision: Revision) -> None:
+        """An abort ends an accepted dispatch at once; one that comes at or after the end changes nothing."""
+        name = "/".join(revision.key[:2])
+        for turn in self.turns:
+            accepted = revision.codes.get(1)
+            if turn.switch != "abort" or turn.event != name or accepted is None or revision.action != "dispatch":
+                continue
+            if revision.replaced or revision.test or not accepted.at <= turn.at < revision.over_at:
+                continue
+            revision.aborted_at = revision.over_at = turn.at
+            revision.ramp_down_s = 0
+            revision.end = min(revision.end, turn.at + self.limits.cancel_s - self.limits.late_s)
+            revision.ended_by = "its abort"
+            return
+
+    def on_between(self, switch: str) -> list[tuple[float, float]]:
+        """When a switch was on: [on, off), epoch seconds."""
+        found: list[tuple[float, float]] = []
+        since = None
+        for turn in (t for t in self.turns if t.switch == switch):
+            if turn.on and since is None:
+                since = turn.at
+            elif not turn.on and since is not None:
+                found.append((since, turn.at))
+                since = None
+        return found if since is None else [*found, (since, INF)]
 
     def _targets(self) -> None:
         tolerance = self.limits.registry_s
@@ -325,7 +426,9 @@ class Case:
             named = {sn for sn in targets.get("devices") or () if isinstance(sn, str)}
             revision.allowed |= named
             revision.required |= named
-            if revision.end + self.limits.late_s <= revision.start or (revision.cancelled and not started):
+            if revision.end + self.limits.late_s <= revision.start or (
+                (revision.cancelled or revision.aborted_at is not None) and not started
+            ):
                 revision.required.clear()  # it never started
 
     def _commands(self) -> list[Command]:
@@ -371,14 +474,18 @@ class Case:
     def _results(self) -> dict[str, list[Result]]:
         fields = self.wire.fields
         found: dict[str, list[Result]] = defaultdict(list)
+        self.answered_at: dict[tuple[str, str], list[float]] = defaultdict(list)  # (SN, role) -> final results
+        names = self._joined() if not self.wire.echoed else {}
         for role in RESULTS:
             for record in self.of[role]:
                 body = body_of(record)
                 if not isinstance(body, dict) or body.get(fields["stage"]) == self.wire.accepted:
                     continue
+                self.answered_at[str(body.get(fields["sn"])), role.removesuffix("_result")].append(record.at)
                 items = body.get(fields["parameters"]) or []
+                told = body.get(fields["correlation_id"], "") if self.wire.echoed else names.get(record.where, "")
                 result = Result(
-                    id=plain(str(body.get(fields["correlation_id"], ""))),
+                    id=plain(str(told)),
                     sn=str(body.get(fields["sn"])),
                     meaning=self.meaning(body.get(fields["code"])),
                     values={item.get(fields["name"]): item.get(fields["value"]) for item in items},
@@ -386,6 +493,37 @@ class Case:
                 )
                 found[result.id].append(result)
         return found
+
+    def _joined(self) -> dict[str, str]:
+        """Which command each result answers where no id is echoed: the simulator's account, by SN, topic and order.
+
+        A result that cannot be joined so answers nothing here, and a note tells of it.
+        """
+        answers: dict[tuple[str, str], list[tuple[float, str, str]]] = defaultdict(list)
+        for commands in self.executed.values():
+            for c in commands:
+                for answer in c["results"]:
+                    if answer.get("published_at") is not None:
+                        told = (answer["due_at"], str(answer["code"]), c["correlation_id"])
+                        answers[c["sn"], c["role"]].append(told)
+        names: dict[str, str] = {}
+        apart = 0
+        for role in RESULTS:
+            records: dict[str, list[tuple[str, str]]] = defaultdict(list)
+            for record in self.of[role]:
+                body = body_of(record)
+                if isinstance(body, dict):
+                    code = str(body.get(self.wire.fields["code"]))
+                    records[str(body.get(self.wire.fields["sn"]))].append((record.where, code))
+            for sn, told_of in records.items():
+                known = sorted(answers[sn, role.removesuffix("_result")])
+                if [code for _, code, _ in known] != [code for _, code in told_of]:
+                    apart += len(told_of)
+                    continue
+                names |= {where: of for (where, _), (_, _, of) in zip(told_of, known, strict=True)}
+        if apart:
+            self.notes.append(f"{apart} results without an id could not be joined with the simulator's account")
+        return names
 
     # -- what follows
 
@@ -398,7 +536,7 @@ class Case:
 
     def export_raw_w(self, sn: str, raw: float) -> float:
         """An export limit of the wire in W: some families have percent of the rating."""
-        return raw * self.rated_w(sn) / 100 if sn[5:8] in self.wire.percent_series else raw
+        return raw * self.rated_w(sn) / 100 if self.wire.in_percent(sn) else self.wire.watts_of("export", raw)
 
     def defaults(self, sn: str, actuator: str, until: float = INF) -> list[Values]:
         """The raw values that the device may have been given back to, the registry's newest last."""
@@ -418,20 +556,22 @@ class Case:
                 and (value := self._registered_default(sn, actuator, record))
             ):
                 found.append(value)
+        if self.limits.family_defaults and actuator in self.wire.family_defaults:
+            found.append(self.wire.family_defaults[actuator])
         return found
 
     def _registered_default(self, sn: str, actuator: str, record: dict[str, Any]) -> Values | None:
         default = record.get("default") or {}
         match actuator:
             case "ems" if "ems_mode" in default:
-                return (default["ems_mode"], default["ems_power_w"])
+                return (default["ems_mode"], self.wire.raw_of("ems", default["ems_power_w"]))
             case "export" if "export_limit_w" in default:
                 limit = default["export_limit_w"]
-                if sn[5:8] in self.wire.percent_series:
-                    limit = int(limit * 100 // max(self.rated_w(sn), 1))
-                return (1, limit)
+                if self.wire.in_percent(sn):
+                    return (1, min(limit * 100 // max(record.get("rated_w") or self.rated_w(sn), 1), 100))
+                return (1, self.wire.raw_of("export", limit))
             case "active" if "active_percent" in default:
-                return (round(default["active_percent"] * 10),)
+                return (active_raw(self.wire, half_up(10 * Fraction(str(default["active_percent"])))),)
             case "reactive" if "power_factor" in default:
                 return (default["power_factor"],)
         return None
@@ -443,39 +583,50 @@ class Case:
             return True
         return command.values in self.defaults(command.sn, command.actuator, command.at)
 
+    def asked(self, revision: Revision, sn: str, actuator: str) -> set[Values]:
+        """The raw values that an event may ask of a device; empty if it asks nothing of it.
+
+        Several only where the registry changed while the event was known. A `total_w` is not judged here.
+        """
+        control = revision.controls.get(actuator)
+        if control is None:
+            return set()
+        history = self.registry.get(sn, [])
+        tolerance = self.limits.registry_s
+        records = in_force(history, revision.record.at - tolerance, revision.end + tolerance)
+        asked = (self._asked_by(control, sn, record or {}) for record in records)
+        return {values for values in asked if values is not None}
+
+    def _asked_by(self, control: dict[str, Any], sn: str, record: dict[str, Any]) -> Values | None:
+        wire, kind, watts = self.wire, control["kind"], asked_w(control, sn, record)
+        rated = record.get("rated_w") or self.rated_w(sn)
+        match ACTUATOR_OF[kind]:
+            case "ems" if kind == "standby":
+                return (wire.modes[kind], 0)
+            case "ems" if watts is not None:
+                return (wire.modes[kind], wire.raw_of("ems", watts))
+            case "export" if watts is not None and wire.in_percent(sn):
+                return (1, min(watts * 100 // rated, 100)) if rated else None
+            case "export" if watts is not None:
+                return (1, wire.raw_of("export", watts))
+            case "active" if control.get("each_percent") is not None:
+                return (active_raw(wire, half_up(10 * Fraction(str(control["each_percent"])))),)
+            case "active" if watts is not None and rated:
+                return (active_raw(wire, min(half_up(Fraction(1000 * watts, rated)), 1000)),)
+            case "reactive" if control.get("cos_phi") is not None:
+                hundredths = half_up(100 * Fraction(str(control["cos_phi"])))
+                under = control.get("excitation") == "under" and hundredths < 100
+                return (100 - hundredths if under else hundredths,)
+        return None
+
     def asks(self, revision: Revision, sn: str, actuator: str, values: Values) -> bool:
         """Whether these raw values can be what the event asks of the device."""
         control = revision.controls.get(actuator)
-        if control is None:
+        if control is None or "total_w" not in control:
+            return values in self.asked(revision, sn, actuator)
+        if actuator == "ems" and values[0] != self.wire.modes.get(control["kind"]):
             return False
-        watts = self._asked_w(control, sn)
-        match actuator:
-            case "ems":
-                if values[0] != self.wire.modes.get(control["kind"]):
-                    return False
-                if control["kind"] == "standby":
-                    return bool(values[1] == 0)
-                return bool(values[1] == watts if watts is not None else 0 <= values[1] <= control.get("total_w", INF))
-            case "export":
-                step = self.rated_w(sn) / 100 if sn[5:8] in self.wire.percent_series else 0.0
-                told = self.export_raw_w(sn, values[1])
-                return values[0] == 1 and (watts is None or watts - step - 1 <= told <= watts + (1 if step else 0))
-            case "active":
-                percent = control.get("each_percent")
-                if percent is None:
-                    percent = 100 * (watts or 0) / max(self.rated_w(sn), 1)
-                return bool(abs(values[0] - 10 * percent) <= 1)
-            case _:
-                return bool(abs(cos_phi(values[0]) - control.get("cos_phi", 0)) < 0.006)
-
-    def _asked_w(self, control: dict[str, Any], sn: str) -> int | None:
-        if "by_target_w" in control:
-            table = control["by_target_w"]
-            if sn in table.get("devices", {}):
-                return int(table["devices"][sn])
-            record: dict[str, Any] = next((r for _, r in reversed(self.registry.get(sn, [])) if r), {})
-            return int(table.get("sites", {}).get(record.get("site"), -1) * record.get("site_share", 1))
-        return control.get("each_w")
+        return bool(0 <= values[1] <= self.wire.raw_of(actuator, control["total_w"]))
 
     def may_hold(self, revision: Revision, at: float) -> bool:
         return revision.start - CLOCK_S <= at <= revision.end + self.limits.late_s
@@ -500,6 +651,32 @@ def in_force(
     index = bisect.bisect_right(history, first, key=lambda entry: entry[0])
     before = history[index - 1][1] if index else None
     return [before, *(record for at, record in history[index:] if at <= last)]
+
+
+def asked_w(control: dict[str, Any], sn: str, record: dict[str, Any]) -> int | None:
+    """What a control asks of a device in W, before any rounding to what it can be told; None = nothing, or no watts.
+
+    A device's own entry in a table wins over its site's, which is rounded down after its share.
+    """
+    if "by_target_w" not in control:
+        watts = control.get("each_w")
+        return watts if isinstance(watts, int) else None
+    table = control["by_target_w"]
+    if sn in (table.get("devices") or {}):
+        return int(table["devices"][sn])
+    whole = (table.get("sites") or {}).get(record.get("site"))
+    share = record.get("site_share")
+    return None if whole is None else floor(whole * Fraction(str(1 if share is None else share)))
+
+
+def half_up(value: Fraction) -> int:
+    """The nearest whole number; a half goes up."""
+    return floor(value + Fraction(1, 2))
+
+
+def active_raw(wire: Wire, permille: int) -> int:
+    """An active power limit on the wire, rounded down where that is coarser."""
+    return floor(permille * wire.scales["active"] / 10)
 
 
 def cos_phi(raw: int) -> float:

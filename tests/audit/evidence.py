@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import tomllib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,13 @@ class Rule(StrEnum):
     ORDER = "order"  # responses out of order, twice or missing; outcomes, final report, final response out of order
     IDENTITY = "identity"  # one id with two contents or two devices, a sequence that does not rise
     MESSAGE = "message"  # envelope, key or schema
-    READ_BACK = "read_back"  # a release confirmed by a query that may have overtaken the set
+    READ_BACK = "read_back"  # a release or a verification by a query that may have overtaken the set
+    VALUE = "value"  # told or reported another value than the event asks for
+    PRIMACY = "primacy"  # a weaker event's setpoint, or a looser limit, while a stronger one holds
+    SWITCH = "switch"  # published or accepted against a switch; a release signal or an abort without its effect
+    OWNER = "owner"  # a setpoint against the owner's own choice, or an opt-out that nothing shows
+    RAMP = "ramp"  # all at once where it was to be staggered
+    FLOW = "flow"  # more in flight than allowed, or two setpoints where only one may be unanswered
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -69,7 +76,8 @@ class Record:
 
 REQUESTS = ("single_request", "multi_request", "query_request")
 RESULTS = ("single_result", "multi_result", "query_result")
-ROLES = ("signals", "registry", "responses", "reports", "outcomes", "dead_letters", *REQUESTS, *RESULTS)
+OURS = ("signals", "registry", "responses", "reports", "outcomes", "dead_letters", "event_inbox")
+ROLES = (*OURS, *REQUESTS, *RESULTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +103,9 @@ class Limits:
     late_s: float = 1.0  # R28
     result_timeout_s: float = 300.0  # as the service was configured
     answer_s: float = 15.0  # a signal younger than this may be unanswered
+    switch_s: float = 5.0  # a switch takes effect within this
+    max_in_flight: int = 0  # as the service was configured; 0 = not judged
+    family_defaults: bool = False  # whether `family` is among the defaults (R37)
     open_events: bool = False  # True: accepted events may be without their close
     expect_events: int = 0
     sample: int = 40  # outcomes messages, and rows of each, that are held against the schema
@@ -110,6 +121,7 @@ class Topics:
     reports: tuple[str, ...] = ("dispatch.reports.v1",)
     outcomes: tuple[str, ...] = ("dispatch.outcomes.v1",)
     dead_letters: tuple[str, ...] = ("dispatch.dead-letters.v1",)
+    event_inbox: tuple[str, ...] = ("vpp-dispatch.event-inbox.v1",)
     requests: tuple[str, ...] = (
         "goodwe.control.single.request",
         "goodwe.control.multi.request",
@@ -118,9 +130,18 @@ class Topics:
     results: tuple[str, ...] = ("goodwe.control.single.result", "goodwe.control.multi.result", "goodwe.query.result")
     prefix: str = ""
 
+    @classmethod
+    def of_profile(cls, profile: Path, *, prefix: str = "") -> Topics:
+        """GoodWe's topics as a profile file names them; `prefix` stands before ours only."""
+        names = tomllib.loads(profile.read_text(encoding="utf-8"))["topics"]
+        defaults = cls()
+        ours: dict[str, Any] = {role: tuple(prefix + name for name in getattr(defaults, role)) for role in OURS}
+        theirs: dict[str, Any] = {"requests": tuple(names[r] for r in REQUESTS), "results": tuple(names[r] for r in RESULTS)}
+        return cls(**ours, **theirs)
+
     def ours(self) -> dict[str, str]:
         """Topic -> role, on the operators' cluster."""
-        return {self.prefix + name: role for role in ROLES[:6] for name in getattr(self, role)}
+        return {self.prefix + name: role for role in OURS for name in getattr(self, role)}
 
     def theirs(self) -> dict[str, str]:
         """Topic -> role, on GoodWe's cluster."""

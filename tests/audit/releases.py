@@ -16,15 +16,15 @@ def releases(case: Case) -> Iterator[Violation]:
     still_open = {
         sn
         for r in case.revisions.values()
-        if r.commands and not r.finals and r.end >= case.evidence.at
+        if r.commands and not r.finals and r.released_by >= case.evidence.at
         for sn in r.allowed
     }
     for sn, device in case.devices.items():
         if sn not in still_open:
             case.checked["devices_at_default"] += 1
             yield from _left_set(case, sn, device, accounts)
-    if not case.wire.echoed:
-        case.notes.append("results carry no id: releases were not held against read-backs")
+    if not case.joined:
+        case.notes.append("results carry no id, and no dump tells whose they are: read-backs were not judged")
         return
     good, early = _read_backs(case)
     for revision in case.revisions.values():

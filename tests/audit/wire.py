@@ -6,6 +6,8 @@ import hashlib
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from fractions import Fraction
+from math import floor
 from pathlib import Path
 
 
@@ -52,6 +54,13 @@ class Wire:
     )
     percent_series: frozenset[str] = frozenset({"DTU", "DTS", "KDT", "KMT"})
     ratings: dict[str, int] = field(default_factory=lambda: {"5048": 5000})
+    scales: dict[str, Fraction] = field(
+        default_factory=lambda: {"ems": Fraction(1), "export": Fraction(1), "active": Fraction(10)}
+    )
+    """By actuator: raw = W * scale, of `active` percent * scale."""
+    takes: dict[str, frozenset[str]] = field(default_factory=dict)
+    """Series -> the actuators that its family takes; empty = not known, and not judged."""
+    family_defaults: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Wire:
@@ -68,7 +77,26 @@ class Wire:
                 series for f in profile["families"] if f["export_unit"] == "percent" for series in f["series"]
             ),
             ratings=profile.get("ratings", {}),
+            scales={name: Fraction(repr(float(table.get("scale", 1)))) for name, table in profile["actuators"].items()},
+            takes={series: frozenset(f["actuators"]) for f in profile["families"] for series in f["series"]},
+            family_defaults={name: tuple(values) for name, values in profile.get("family_defaults", {}).items()},
         )
+
+    def raw_of(self, actuator: str, watts: int) -> int:
+        """W on the wire (`ems`, `export`); rounded down where the wire counts in coarser steps."""
+        return floor(watts * self.scales[actuator])
+
+    def watts_of(self, actuator: str, raw: float) -> float:
+        """The W of a raw value."""
+        return float(Fraction(raw) / self.scales[actuator])
+
+    def in_percent(self, sn: str) -> bool:
+        """Whether the device takes its export limit in percent of its rating."""
+        return sn[5:8] in self.percent_series
+
+    def takes_actuator(self, sn: str, actuator: str) -> bool:
+        """Whether the device's family takes the actuator, as far as the profile is known."""
+        return not self.takes or actuator in self.takes.get(sn[5:8], ())
 
     def rated_w(self, sn: str) -> int:
         """Rated power by characters 2 to 5 of the SN in W; 0 if they tell none."""
