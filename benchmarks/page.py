@@ -107,6 +107,7 @@ def section(result: Mapping[str, Any]) -> str:
             f"{about['cores']} cores of {about['cpu']}, {about['memory_gb']} GB, {about['kernel']}, "
             f"Python {about['python']}, {about['kafka']}; load before the start {about['load_before']}; {workers}; "
             f"{result['seconds']:.0f} s in all. {fleets}.",
+            *(f"**Did not come to its end**: {fleet['failed']}" for fleet in result["fleets"] if "failed" in fleet),
             table(rows),
             "![Shares of the fleet over time](../benchmarks/results/smoke.svg)",
         ]
