@@ -13,6 +13,7 @@ import asyncio
 import cProfile
 import pstats
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -85,10 +86,11 @@ class Link:
 
 
 class _Nowhere:
-    def put(self, key: bytes, value: bytes) -> Any:
+    def put(self, key: bytes, value: bytes) -> Awaitable[Any]:
         raise AssertionError("nothing is saved here")
 
-    drop = put
+    def drop(self, key: bytes) -> Awaitable[Any]:
+        raise AssertionError("nothing is saved here")
 
 
 def build(devices: int) -> tuple[Shards, Publisher, Link]:
