@@ -516,7 +516,7 @@ class Case:
                     code = str(body.get(self.wire.fields["code"]))
                     records[str(body.get(self.wire.fields["sn"]))].append((record.where, code))
             for sn, told_of in records.items():
-                known = sorted(answers[sn, role.removesuffix("_result")])
+                known = sorted(answers[sn, role.removesuffix("_result")], key=lambda answer: answer[0])
                 if [code for _, code, _ in known] != [code for _, code in told_of]:
                     apart += len(told_of)
                     continue

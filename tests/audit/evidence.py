@@ -136,7 +136,10 @@ class Topics:
         names = tomllib.loads(profile.read_text(encoding="utf-8"))["topics"]
         defaults = cls()
         ours: dict[str, Any] = {role: tuple(prefix + name for name in getattr(defaults, role)) for role in OURS}
-        theirs: dict[str, Any] = {"requests": tuple(names[r] for r in REQUESTS), "results": tuple(names[r] for r in RESULTS)}
+        theirs: dict[str, Any] = {
+            "requests": tuple(names[r] for r in REQUESTS),
+            "results": tuple(names[r] for r in RESULTS),
+        }
         return cls(**ours, **theirs)
 
     def ours(self) -> dict[str, str]:
