@@ -78,7 +78,12 @@ def verification(case: Case) -> Iterator[Violation]:
             for (sn, kind), row in revision.effective().items():
                 if row.body["reason"] == "opted_out":
                     case.checked["opted_out"] += 1
-                    yield from _opted_out(case, revision, (sn, ACTUATOR_OF[kind]), row.record.at)
+                    first = min(
+                        r.record.at
+                        for r in revision.rows
+                        if (r.body["sn"], r.body["kind"], r.body["reason"]) == (sn, kind, "opted_out")
+                    )
+                    yield from _opted_out(case, revision, (sn, ACTUATOR_OF[kind]), first)
     for pair in case.sets:
         yield from _fought(case, pair)
 

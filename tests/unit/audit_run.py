@@ -219,19 +219,25 @@ class Run:
         at: float,
         code: str = "0",
         answered: bool = True,
+        again: tuple[int, int] | None = None,
     ) -> str:
-        """A set command, its execution half a second later, and its result after one second."""
+        """A set command, its execution half a second later, and its result after one second.
+
+        `again`: generation and attempt of one that is sent once more; absent = a new generation.
+        """
         actuator = ACTUATOR[names]
-        generation = self.generation[sn, actuator] = self.generation.get((sn, actuator), 0) + 1
+        newest = self.generation.get((sn, actuator), 0)
+        generation, attempt = again or (newest + 1, 1)
+        self.generation[sn, actuator] = max(newest, generation)
         parameters = [{"name": name, "value": value} for name, value in zip(names, values, strict=True)]
         parts = [f"{p['name']}={p['value']}" for p in parameters]
-        correlation_id = id_of(sn, actuator, generation, 1, parts)
+        correlation_id = id_of(sn, actuator, generation, attempt, parts)
         role = "single" if len(names) == 1 else "multi"
         body = {"requestId": correlation_id, "sn": sn, "timestamp": int(1000 * (T0 + at))}
         body |= {"parameter": parameters[0]} if role == "single" else {"parameters": parameters}
         self.add(f"{role}_request", sn, body, at)
         if sn in self.devices:
-            if code == "0":
+            if code == "0" and generation > newest:
                 self.devices[sn]["settings"].update(zip(names, values, strict=True))
             done = self.executed(sn, correlation_id, role, parameters, code)
             done["results"] = [self.answer(code, at + 1)] if answered else []
