@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
@@ -126,7 +127,8 @@ def post_json(url: str, body: Any, timeout_s: float = 30.0) -> Any:
 class Stack:
     """Topics of one run by a prefix, a simulator, and workers.
 
-    `settings`: variables of the service without the prefix VPP_DISPATCH_, over those that make a run quick.
+    `settings`: variables of the service without the prefix VPP_DISPATCH_, over those that make a run quick. `goodwe`: the
+    built-in profile.
     """
 
     bootstrap_servers: str
@@ -135,6 +137,7 @@ class Stack:
     goodwe_servers: str | None = None
     settings: dict[str, str] = field(default_factory=dict)
     source: str = "gridco-west"
+    goodwe: str = "goodwe"
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -152,14 +155,12 @@ class Stack:
         self.profile = self._profile()
 
     def _profile(self) -> Path:
-        """The built-in profile with this run's topic names."""
-        text = (Path(__file__).parents[1] / "goodwe" / "profiles" / "goodwe.toml").read_text()
+        """A built-in profile with this run's topic names."""
+        text = (Path(__file__).parents[1] / "goodwe" / "profiles" / f"{self.goodwe}.toml").read_text()
+        for name in tomllib.loads(text)["topics"].values():
+            text = text.replace(f'"{name}"', f'"{self.prefix}{name}"')
         path = self.folder / "profile.toml"
-        path.write_text(
-            text.replace('"goodwe.control.', f'"{self.prefix}goodwe.control.').replace(
-                '"goodwe.query.', f'"{self.prefix}goodwe.query.'
-            )
-        )
+        path.write_text(text)
         return path
 
     @property
@@ -189,7 +190,7 @@ class Stack:
             "GOODWE__REALTIME__BASE_URL": self.url,
             "GOODWE__REALTIME__ACCOUNT": "demo",
             "GOODWE__REALTIME__PASSWORD_FILE": str(self._password),
-            "GOODWE__REALTIME__MAX_CALLS_PER_S": "50",
+            "GOODWE__REALTIME__MAX_CALLS_PER_S": "100",
             "GOODWE__RESULT_TIMEOUT_S": "15",
             "GOODWE__RESULT_LINGER_S": "0.2",
             "FLEET__CONSENT_REFRESH_S": "2",
@@ -420,11 +421,12 @@ class Stack:
         return self.records.get("dispatch.dead-letters.v1", [])
 
     async def until_devices(self, event_id: str, state: str, at_least: int, timeout_s: float = 30) -> dict[str, Any]:
-        """Waits until an event's report counts so many devices in a state; the report."""
+        """Waits until an event's report counts so many devices in a state; the report. A verified one was applied."""
+        states = ("applied", "verified") if state == "applied" else (state,)
 
         def there() -> dict[str, Any] | None:
             report = self.report(event_id)
-            return report if report and report["devices"][state] >= at_least else None
+            return report if report and sum(report["devices"][s] for s in states) >= at_least else None
 
         try:
             report = await self.until(there, timeout_s, f"{at_least} devices to be {state} in {event_id}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -124,11 +124,9 @@ def snapshot(book: Book, kept: dict[PageName, set[bytes]], offset: int | None) -
         put(str(page), "devices", _pack(_Devices(book.roster.sns[part], book.roster.records[part], columns)))
     book.roster.dirty.clear()
     # Events before setpoints: if only some of these rows arrive, an event that has ended must not be found holding, and
-    # take the release that stands on the device by then for its own setpoint.
-    for (event, revision), membership in book.memberships.items():
-        if membership.dirty:
-            put(page_of_event(event, revision), "event", _pack(_event_of(membership)))
-            membership.dirty = False
+    # take the release that stands on the device by then for its own setpoint. Release signals after them: one must not
+    # be found to have asserted what was never armed.
+    _put_events(book, put, release=False)
     for actuator, setpoints in book.setpoints.items():
         for page in sorted(setpoints.dirty):
             part = slice(page * PAGE, min((page + 1) * PAGE, n))
@@ -138,6 +136,7 @@ def snapshot(book: Book, kept: dict[PageName, set[bytes]], offset: int | None) -
         arming = np.flatnonzero(setpoints.columns["armed"] & ~setpoints.durable)
         if len(arming):
             shot.arming[actuator] = arming
+    _put_events(book, put, release=True)
     for event, revision in book.dropped:
         shot.drops.extend(kept.pop((page_of_event(event, revision), "event"), ()))
     book.dropped.clear()
@@ -148,11 +147,19 @@ def snapshot(book: Book, kept: dict[PageName, set[bytes]], offset: int | None) -
     return shot
 
 
+def _put_events(book: Book, put: Callable[[str, str, bytes], None], *, release: bool) -> None:
+    for (event, revision), membership in book.memberships.items():
+        if membership.dirty and membership.release is release:
+            put(page_of_event(event, revision), "event", _pack(_event_of(membership)))
+            membership.dirty = False
+
+
 def saved(book: Book, shot: Snapshot) -> None:
     """The rows of a snapshot are delivered: what they arm may be published now."""
     for actuator, rows in shot.arming.items():
         setpoints = book.setpoints[actuator]
         setpoints.durable[rows] = setpoints.columns["armed"][rows]
+        setpoints.unsaved[rows] = False
         book.look_again()
 
 

@@ -212,7 +212,7 @@ class Book:
         if selector.revision <= known:
             return
         for (key, _), older in self.memberships.items():
-            if key == event and not older.replaced:
+            if key == event and not older.ended:
                 older.replace(by=selector, now=now)
         membership = Membership(slot=self._slot(event, selector.revision), selector=selector)
         membership.resolve(self.roster, tuple(self.setpoints))
@@ -584,11 +584,15 @@ class Book:
             membership.end()
 
     def _asserts(self, actuator: Actuator) -> bool:
-        """Whether a release signal is about to assert something on this actuator."""
+        """Whether a release signal is about to assert something on this actuator, or an event still counts a release
+        as due."""
         return any(
-            part.actuator is actuator and bool((part.members["phase"] == HOLDING).any())
+            part.actuator is actuator
+            and bool(
+                (membership.release and (part.members["phase"] == HOLDING).any())
+                or (part.members["release"] == RELEASE_DUE).any()
+            )
             for membership in self.memberships.values()
-            if membership.release and not membership.closed_at
             for part in membership.parts
         )
 
@@ -632,9 +636,11 @@ class Book:
         """Devices of which no actuator can be asserted are skipped, and say why; `unused` needs no reason."""
         done = np.all([part.members["phase"] == LEFT for part in membership.parts], axis=0)
         none = done & np.all([part.members["state"] == State.UNUSED for part in membership.parts], axis=0)
+        why = np.max([part.members["reason"] for part in membership.parts], axis=0)
         for part in membership.parts:
             m = part.members
             m["state"][none] = State.SKIPPED
+            m["reason"][none] = why[none]
             m["reason"][(m["state"] == State.UNUSED)] = 0
 
     def _admit(self, membership: Membership, part: Part, now: float) -> None:

@@ -181,7 +181,10 @@ class Membership:
 
     def replace(self, *, by: Selector, now: float) -> None:
         """A newer revision is known: this one holds until that has decided (R2, R13), and tells nothing any more."""
-        self.end_at = min(self.end_at, max(by.start_at, now))
+        # Only what it holds goes on: one that has not begun when its successor is accepted never does. (Not `now`, so
+        # that a replay decides the same.)
+        begun = self.selector.start_at <= by.accepted_at
+        self.end_at = min(self.end_at, max(by.start_at, now) if begun else by.accepted_at)
         self.replaced = self.dirty = True
 
     def starts_at(self, members: np.ndarray) -> F64:
@@ -227,6 +230,17 @@ class Membership:
             m[mine][index] = np.where(sent, c[theirs][rows], 0)
         answered = sent & ((c["acknowledged"][rows] == c["generation"][rows]) | (c["code"][rows] != 255))
         m["result_at"][index] = np.where(answered, c["result_at"][rows], 0.0)
+        if self.release:
+            self._follow(part, index, rows, state, setpoints)
+
+    def _follow(self, part: Part, index: Rows, rows: Rows, state: U8, setpoints: Setpoints) -> None:
+        """A release signal looks at a device until it is given back, or until what others hold is asserted."""
+        m, c = part.members, setpoints.columns
+        armed, done = c["armed"][rows], np.isin(state, (State.APPLIED, State.VERIFIED, State.REJECTED))
+        checked = c["held"][rows] & (state != State.REJECTED) & (c["checked"][rows] == c["generation"][rows])
+        m["live"][index[done & (~armed | checked)]] = False  # what is paid is no longer its business
+        lost = index[~armed & ~done]  # the row that was armed for it was not saved: it is asserted again
+        m["phase"][lost], m["live"][lost] = HOLDING, False
 
     def late_results(self, actuator: Actuator, results: SetResults, *, known: bool) -> tuple[Flags, Flags]:
         """Results of setpoints that no longer stand: corrects what is known of them (R24).

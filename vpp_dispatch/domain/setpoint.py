@@ -198,6 +198,7 @@ class Setpoints:
         self.family_default = family_default
         self.columns = np.zeros(0, SETPOINT)
         self.durable = np.zeros(0, bool)  # the row's arming is saved
+        self.unsaved = np.zeros(0, bool)  # armed for a release alone, which has to wait for that to be saved as well
         self.registry = np.zeros(0, [("known", "?"), ("first", "<i4"), ("second", "<i4")])
         self.wanted = np.zeros(0, bool)  # an accepted event will need the default
         self.wanted_priority = np.full(0, 255, np.int64)
@@ -220,6 +221,7 @@ class Setpoints:
             self.columns = np.concatenate([self.columns, np.zeros(more, SETPOINT)])
             self.columns["code"][-more:] = NO_CODE
             self.durable = np.concatenate([self.durable, np.zeros(more, bool)])
+            self.unsaved = np.concatenate([self.unsaved, np.zeros(more, bool)])
             self.registry = np.concatenate([self.registry, np.zeros(more, self.registry.dtype)])
             self.wanted = np.concatenate([self.wanted, np.zeros(more, bool)])
             self.in_hand = np.concatenate([self.in_hand, np.zeros(more, bool)])
@@ -367,9 +369,12 @@ class Setpoints:
         rows = unique
         unset = rows[~c["armed"][rows]]
         known, first, second = self.default()
-        c["armed"][unset] = True
+        c["armed"][unset] = self.unsaved[unset] = True
         self.durable[unset] = False
         self.urgent = self.urgent or len(unset) > 0
+        keep = unset[known[unset] & (c["before"][unset] == NOT_KNOWN)]  # as in `assign`
+        c["before"][keep] = FROM_REGISTRY
+        c["before_first"][keep], c["before_second"][keep] = first[keep], second[keep]
         unread = unset[~known[unset]]  # cannot be read any more: a write of ours may stand on it
         c["before"][unread] = FROM_FAMILY
         c["before_first"][unread], c["before_second"][unread] = self.family_default
@@ -644,7 +649,7 @@ class Setpoints:
         unanswered_twice = again & ((c["tries"] % 2 == 0) | (not self.echoes)) & (c["tries"] > 0)
         agreed_once = c["armed"] & ~c["held"] & (c["agreed"] == 1) & (c["purpose"] == 0)
         reads_instead = ((open_ & ~c["held"] & unanswered_twice) | agreed_once) & (c["query_next_at"] <= now)
-        release = open_ & ~c["held"] & ~reads_instead
+        release = open_ & ~c["held"] & ~reads_instead & ~self.unsaved
         settled = c["armed"] & ~c["held"] & (c["acknowledged"] == c["generation"]) & (c["generation"] > 0)
         back = (settled | reads_instead) & (c["query_next_at"] <= now)
         default = self.wanted & reading & ~c["armed"] & (c["query_next_at"] <= now)
