@@ -178,9 +178,11 @@ async def running(box: Box, found: Findings, servers: str) -> None:
             )
             report = await stack.until_closed("image-1", 90)
             release = report["release"]
+            devices = report["devices"]
+            set_ = devices["applied"] + devices["verified"]  # a sample of them is read back (R27)
             found(
-                report["devices"]["applied"] > 0 and release["due"] == release["confirmed"] > 0,
-                f"an event for 40 inverters: {report['devices']['applied']} applied, "
+                set_ == devices["targeted"] and release["due"] == release["confirmed"] > 0,
+                f"an event for {devices['targeted']} inverters: {set_} set, {devices['verified']} of them read back; "
                 f"{release['confirmed']} of {release['due']} releases confirmed",
             )
             asked = time.monotonic()

@@ -31,9 +31,10 @@ from dataclasses import dataclass
 
 from .accounts import outcomes, reports
 from .answers import order
-from .case import STATES, Case, Command
+from .case import Case
 from .evidence import ROLES, Evidence, Limits, Record, Rule, Topics, Violation, collect, read_schemas
 from .messages import identities, messages
+from .model import STATES, Command
 from .overrides import aborts, release_signals, switches
 from .pace import early_releases, in_flight, one_at_a_time, ramps
 from .releases import releases

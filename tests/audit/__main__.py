@@ -34,7 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--family-defaults", action="store_true", help="`family` is among the service's defaults")
     parser.add_argument("--open-events", action="store_true", help="accepted events may be without their close")
     args = vars(parser.parse_args(arguments))
-    topics = Topics(prefix=args["prefix"], **{r: tuple(args[r]) for r in (*OURS, "requests", "results")})
+    given_topics = {r: tuple(args[r]) for r in (*OURS, "requests", "results") if args[r] is not None}
+    topics = Topics(prefix=args["prefix"], **given_topics)
+    if args["profile"] and args["requests"] is None and args["results"] is None:
+        of_profile = Topics.of_profile(args["profile"])
+        topics = replace(topics, requests=of_profile.requests, results=of_profile.results)
     given = {name: args[name] for name in Limits.__slots__ if name in args}
     evidence = asyncio.run(
         collect(

@@ -6,8 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from .case import BADNESS, BY_GOODWE, FINAL, STATES, Case, Revision, Row, asked_w, cos_phi, in_force
+from .asked import asked_w, cos_phi
+from .case import Case, in_force
 from .evidence import INF, Record, Rule, Violation
+from .model import BADNESS, BY_GOODWE, FINAL, STATES, Revision, Row
 from .wire import ACTUATOR_OF, plain
 
 

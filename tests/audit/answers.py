@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from .case import ALONE, FINAL, Case, EventKey, Revision, body_of
+from .case import Case
 from .evidence import Record, Rule, Violation
+from .model import ALONE, FINAL, EventKey, Revision, body_of
 
 
 def order(case: Case) -> Iterator[Violation]:

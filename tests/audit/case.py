@@ -1,178 +1,16 @@
-"""The evidence, decoded and put in relation: revisions and their windows, commands, results, outcome rows."""
+"""The evidence, decoded and put in relation: windows and targets, commands and results, defaults and values."""
 
 from __future__ import annotations
 
 import bisect
-import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
-from fractions import Fraction
-from math import floor
 from typing import Any
 
+from .asked import asked_values, registered_default
 from .evidence import CLOCK_S, INF, REQUESTS, RESULTS, ROLES, Evidence, Limits, Record, Rule, Violation
-from .wire import ACTUATOR_OF, ACTUATORS, CorrelationId, Wire, decode_id, digest_of, plain
-
-STATES = ("skipped", "unused", "pending", "published", "accepted", "applied", "verified", "rejected", "unconfirmed")
-BADNESS = {state: rank for rank, state in enumerate(
-    ("unused", "skipped", "verified", "applied", "accepted", "published", "pending", "unconfirmed", "rejected")
-)}  # fmt: skip
-BY_GOODWE = frozenset({"unauthorized", "busy", "value", "unsupported", "failed", "partial", "unknown_code"})
-ALONE, FINAL = frozenset({252, 253, 254}), frozenset({3, 7, 8, 10})
-
-Values = tuple[Any, ...]
-Pair = tuple[str, str]  # SN, actuator
-EventKey = tuple[str, str, int]  # source, event id, revision
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Command:
-    """One record of a request topic. `kind`: setpoint, release or query; `values` in the actuator's order."""
-
-    id: str
-    names: CorrelationId
-    sn: str
-    actuator: str
-    values: Values
-    at: float
-    record: Record
-    kind: str = ""
-
-    @property
-    def newness(self) -> tuple[int, int]:
-        return (self.names.generation, self.names.attempt)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """One record of a result topic, of a stage that is final. `values`: of a query, by name."""
-
-    id: str
-    sn: str
-    meaning: str
-    values: dict[str, Any]
-    at: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """A switch that was turned, or an event (as `source/event_id`) that was aborted: a record of the event inbox."""
-
-    switch: str
-    on: bool
-    event: str | None
-    at: float
-    where: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One outcome row and the message it stood in."""
-
-    record: Record
-    sequence: int
-    body: dict[str, Any]
-
-    @property
-    def content(self) -> dict[str, Any]:
-        return {name: value for name, value in self.body.items() if name != "corrects"}
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Revision:
-    """One signal, and what became of it. Times epoch seconds; `end` is where its window really ended."""
-
-    key: EventKey
-    body: dict[str, Any]
-    record: Record
-    codes: dict[int, Record] = field(default_factory=dict)
-    start: float = INF
-    end: float = INF
-    ended_by: str = "its end"
-    replaced: bool = False
-    cancelled: bool = False
-    over_at: float = INF
-    """When its window really ended, to the moment; `end` has the tolerance of what ended it."""
-    ramp_up_s: int = 0
-    ramp_down_s: int = 0
-    aborted_at: float | None = None
-    required: set[str] = field(default_factory=set)
-    allowed: set[str] = field(default_factory=set)
-    rows: list[Row] = field(default_factory=list)
-    finals: list[tuple[Record, dict[str, Any]]] = field(default_factory=list)
-    controls: dict[str, dict[str, Any]] = field(init=False)  # by actuator
-    _newest: tuple[int, dict[tuple[str, str], Row]] | None = None  # of how many rows, by (SN, kind)
-
-    def __post_init__(self) -> None:
-        found = self.body.get("controls") or []
-        known = (c for c in found if isinstance(c, dict) and c.get("kind") in ACTUATOR_OF)
-        self.controls = {ACTUATOR_OF[control["kind"]]: control for control in known}
-        self.ramp_up_s, self.ramp_down_s = (_whole(self.body.get(name)) for name in ("ramp_up_s", "ramp_down_s"))
-
-    @property
-    def name(self) -> str:
-        return "/".join(map(str, self.key))
-
-    @property
-    def action(self) -> str:
-        return str(self.body.get("action"))
-
-    @property
-    def test(self) -> bool:
-        return bool(self.body.get("test"))
-
-    @property
-    def accepted(self) -> bool:
-        return 1 in self.codes
-
-    @property
-    def commands(self) -> bool:
-        """Whether setpoints can follow from it."""
-        return self.accepted and self.action == "dispatch" and not self.test
-
-    @property
-    def released_by(self) -> float:
-        """When the last device's release begins."""
-        return self.end + self.ramp_down_s
-
-    @property
-    def primacy(self) -> tuple[int, float, str]:
-        """Sorts the strongest last (R10)."""
-        priority = self.body.get("priority")
-        created = epoch(self.body.get("created_at")) or 0.0
-        return (-(255 if priority is None else priority), created, self.key[1])
-
-    @property
-    def kinds(self) -> list[str]:
-        return ["release"] if self.action == "release" else [c["kind"] for c in self.controls.values()]
-
-    def effective(self, until: float = INF) -> dict[tuple[str, str], Row]:
-        """The rows that count at a time, by (SN, kind)."""
-        if until == INF:
-            if self._newest is None or self._newest[0] != len(self.rows):
-                self._newest = (len(self.rows), {(row.body["sn"], row.body["kind"]): row for row in self.rows})
-            return self._newest[1]
-        return {(row.body["sn"], row.body["kind"]): row for row in self.rows if row.record.at <= until}
-
-
-def _whole(value: Any) -> int:
-    return value if isinstance(value, int) else 0
-
-
-def body_of(record: Record) -> Any:
-    try:
-        return json.loads(record.value or b"")
-    except (ValueError, UnicodeDecodeError):
-        return None
-
-
-def epoch(text: Any) -> float | None:
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except (TypeError, ValueError):
-        return None
+from .model import FINAL, Command, EventKey, Pair, Result, Revision, Row, Turn, body_of, epoch
+from .wire import ACTUATORS, Values, Wire, decode_id, digest_of, plain
 
 
 class Case:
@@ -553,28 +391,16 @@ class Case:
             if (
                 record
                 and at <= until + self.limits.registry_s
-                and (value := self._registered_default(sn, actuator, record))
+                and (
+                    value := registered_default(
+                        self.wire, sn, actuator, record, record.get("rated_w") or self.rated_w(sn)
+                    )
+                )
             ):
                 found.append(value)
         if self.limits.family_defaults and actuator in self.wire.family_defaults:
             found.append(self.wire.family_defaults[actuator])
         return found
-
-    def _registered_default(self, sn: str, actuator: str, record: dict[str, Any]) -> Values | None:
-        default = record.get("default") or {}
-        match actuator:
-            case "ems" if "ems_mode" in default:
-                return (default["ems_mode"], self.wire.raw_of("ems", default["ems_power_w"]))
-            case "export" if "export_limit_w" in default:
-                limit = default["export_limit_w"]
-                if self.wire.in_percent(sn):
-                    return (1, min(limit * 100 // max(record.get("rated_w") or self.rated_w(sn), 1), 100))
-                return (1, self.wire.raw_of("export", limit))
-            case "active" if "active_percent" in default:
-                return (active_raw(self.wire, half_up(10 * Fraction(str(default["active_percent"])))),)
-            case "reactive" if "power_factor" in default:
-                return (default["power_factor"],)
-        return None
 
     def is_default(self, command: Command) -> bool:
         if command.actuator == "ems" and command.values[0] == self.wire.modes["auto"]:
@@ -594,30 +420,12 @@ class Case:
         history = self.registry.get(sn, [])
         tolerance = self.limits.registry_s
         records = in_force(history, revision.record.at - tolerance, revision.end + tolerance)
-        asked = (self._asked_by(control, sn, record or {}) for record in records)
+        rated = self.rated_w(sn)
+        asked = (
+            asked_values(self.wire, control, sn, record or {}, (record or {}).get("rated_w") or rated)
+            for record in records
+        )
         return {values for values in asked if values is not None}
-
-    def _asked_by(self, control: dict[str, Any], sn: str, record: dict[str, Any]) -> Values | None:
-        wire, kind, watts = self.wire, control["kind"], asked_w(control, sn, record)
-        rated = record.get("rated_w") or self.rated_w(sn)
-        match ACTUATOR_OF[kind]:
-            case "ems" if kind == "standby":
-                return (wire.modes[kind], 0)
-            case "ems" if watts is not None:
-                return (wire.modes[kind], wire.raw_of("ems", watts))
-            case "export" if watts is not None and wire.in_percent(sn):
-                return (1, min(watts * 100 // rated, 100)) if rated else None
-            case "export" if watts is not None:
-                return (1, wire.raw_of("export", watts))
-            case "active" if control.get("each_percent") is not None:
-                return (active_raw(wire, half_up(10 * Fraction(str(control["each_percent"])))),)
-            case "active" if watts is not None and rated:
-                return (active_raw(wire, min(half_up(Fraction(1000 * watts, rated)), 1000)),)
-            case "reactive" if control.get("cos_phi") is not None:
-                hundredths = half_up(100 * Fraction(str(control["cos_phi"])))
-                under = control.get("excitation") == "under" and hundredths < 100
-                return (100 - hundredths if under else hundredths,)
-        return None
 
     def asks(self, revision: Revision, sn: str, actuator: str, values: Values) -> bool:
         """Whether these raw values can be what the event asks of the device."""
@@ -651,33 +459,3 @@ def in_force(
     index = bisect.bisect_right(history, first, key=lambda entry: entry[0])
     before = history[index - 1][1] if index else None
     return [before, *(record for at, record in history[index:] if at <= last)]
-
-
-def asked_w(control: dict[str, Any], sn: str, record: dict[str, Any]) -> int | None:
-    """What a control asks of a device in W, before any rounding to what it can be told; None = nothing, or no watts.
-
-    A device's own entry in a table wins over its site's, which is rounded down after its share.
-    """
-    if "by_target_w" not in control:
-        watts = control.get("each_w")
-        return watts if isinstance(watts, int) else None
-    table = control["by_target_w"]
-    if sn in (table.get("devices") or {}):
-        return int(table["devices"][sn])
-    whole = (table.get("sites") or {}).get(record.get("site"))
-    share = record.get("site_share")
-    return None if whole is None else floor(whole * Fraction(str(1 if share is None else share)))
-
-
-def half_up(value: Fraction) -> int:
-    """The nearest whole number; a half goes up."""
-    return floor(value + Fraction(1, 2))
-
-
-def active_raw(wire: Wire, permille: int) -> int:
-    """An active power limit on the wire, rounded down where that is coarser."""
-    return floor(permille * wire.scales["active"] / 10)
-
-
-def cos_phi(raw: int) -> float:
-    return raw / 100 if raw >= 80 else 1 - raw / 100

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .case import BY_GOODWE, Case, body_of
+from .case import Case
 from .evidence import Record, Rule, Violation
+from .model import BY_GOODWE, body_of
 
 _UNSURE = (frozenset({None, "no_answer"}), frozenset({1, 8}))
 _DONE = (frozenset({None}), frozenset({2, 3, 6, 7}))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .case import Case, Command, Revision, body_of, epoch
+from .case import Case
 from .evidence import Rule, Violation
+from .model import Command, Revision, body_of, epoch
 
 HAD_TO_KNOW_S = 1.0
 """What stood on the wire for so long is known to whoever decides then."""

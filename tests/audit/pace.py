@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 from math import sqrt
 
-from .case import Case, Pair, Revision
+from .case import Case
 from .evidence import INF, Rule, Violation
+from .model import Pair, Revision
 
 Slot = tuple[str, str, bool]  # SN, actuator, whether it is its query's
 ANSWERED, TIMES_OUT, OPENS = 0, 1, 2  # at one moment in this order

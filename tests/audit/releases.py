@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from .case import Case, Command, Pair
+from .case import Case
 from .evidence import INF, Rule, Violation
+from .model import Command, Pair
 
 
 def releases(case: Case) -> Iterator[Violation]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .case import Case, Command, Revision, in_force
+from .case import Case, in_force
 from .evidence import INF, Rule, Violation
+from .model import Command, Revision
 from .wire import ACTUATOR_OF, plain
 
 HAD_TO_KNOW_S = 2.0

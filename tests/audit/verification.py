@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from .case import Case, Command, Pair, Revision
+from .case import Case
 from .evidence import INF, Rule, Violation
+from .model import Command, Pair, Revision
 from .wire import ACTUATOR_OF, plain
 
 TAKEN_S = 5.0

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from math import floor
 from pathlib import Path
+from typing import Any
+
+Values = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -127,8 +127,8 @@ def post_json(url: str, body: Any, timeout_s: float = 30.0) -> Any:
 class Stack:
     """Topics of one run by a prefix, a simulator, and workers.
 
-    `settings`: variables of the service without the prefix VPP_DISPATCH_, over those that make a run quick. `goodwe`: the
-    built-in profile.
+    `settings`: variables of the service without the prefix VPP_DISPATCH_, over those that make a run quick. `goodwe`:
+    the built-in profile.
     """
 
     bootstrap_servers: str
