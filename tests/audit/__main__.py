@@ -7,6 +7,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from . import examine
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for role in OURS:
         parser.add_argument(f"--{role.replace('_', '-')}", nargs="+", default=getattr(defaults, role), metavar="TOPIC")
     for role in ("requests", "results"):
-        parser.add_argument(f"--{role}", nargs=3, default=getattr(defaults, role), metavar=("SINGLE", "MULTI", "QUERY"))
+        parser.add_argument(f"--{role}", nargs=3, metavar=("SINGLE", "MULTI", "QUERY"), help="absent = the profile's")
     for name in ("consent_refresh_s", "registry_s", "cancel_s", "late_s", "result_timeout_s", "answer_s", "switch_s"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(limits, name), metavar="S")
     parser.add_argument("--expect-events", type=int, default=0, metavar="N", help="at least so many closed events")

@@ -232,7 +232,7 @@ def test_what_a_switch_allows_is_not_found(plant: Plant) -> None:
 def test_an_event_that_was_aborted_before_its_start_has_no_2() -> None:
     run = Run()
     run.registered(A)
-    window = {"start_at": rfc3339(T0 + 100), "end_at": rfc3339(T0 + 200), "targets": {"all": True}}
+    window: dict[str, Any] = {"start_at": rfc3339(T0 + 100), "end_at": rfc3339(T0 + 200), "targets": {"all": True}}
     run.signal("off", 1, 10, controls=charge(1), **window)
     run.response("off", 1, 1, 11)
     run.turn("abort", True, 50, event="gridco/off")
