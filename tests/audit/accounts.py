@@ -60,6 +60,7 @@ def reports(case: Case) -> Iterator[Violation]:
         if revision.finals:
             yield from _final_response(case, revision)
             yield from _tables(case, revision)
+            yield from _codes_at_the_close(revision)
         if case.devices and revision.finals:
             yield from _rows_and_simulator(case, revision)
     yield from _unexplained(case)
@@ -162,18 +163,36 @@ def _final_response(case: Case, revision: Revision) -> Iterator[Violation]:
     elif revision.test:
         right = 3 if targeted > devices["skipped"] else 10
     told = FINAL & revision.codes.keys()
-    rivals = [
-        r
-        for sn in revision.allowed
-        for r in case.targeting[sn]
-        if r.key[:2] != revision.key[:2] and r.controls.keys() & revision.controls.keys()
-        and r.start <= revision.end and r.released_by >= revision.start
-    ]  # fmt: skip
-    if told == {7} and revision.commands and not rivals:
+    if told == {7} and revision.commands and not _rivals(case, revision):
         yield Violation(Rule.REPORT, "told as superseded, and no other event could", revision.codes[7].where)
     elif told and not told & ({right, 7} if revision.commands else {right}):
         what = f"final response {sorted(told)}, but {done} of {targeted} devices are applied or verified"
         yield Violation(Rule.REPORT, what, revision.codes[min(told)].where)
+
+
+def _rivals(case: Case, revision: Revision) -> bool:
+    """Whether another event could have held what this one asks for."""
+    return any(
+        r.key[:2] != revision.key[:2]
+        and r.controls.keys() & revision.controls.keys()
+        and r.start <= revision.end
+        and r.released_by >= revision.start
+        for sn in revision.allowed
+        for r in case.targeting[sn]
+    )
+
+
+def _codes_at_the_close(revision: Revision) -> Iterator[Violation]:
+    """Each row's own response code once the event is closed (the table of the contract)."""
+    if revision.finals[-1][1]["shards"]["missing"]:
+        return
+    done = 6 if revision.cancelled else 7 if 7 in revision.codes else 3
+    right = dict.fromkeys(STATES, 8) | {"skipped": 10, "unused": 10, "applied": done, "verified": done}
+    for (sn, _), row in revision.effective().items():
+        told, state = row.body["response_code"], row.body["state"]
+        if told != right.get(state, told):
+            what = f"{sn} is {state} with response code {told} at the close, not {right[state]}"
+            yield Violation(Rule.REPORT, what, f"{revision.name} {row.record.where}")
 
 
 def _rows_and_simulator(case: Case, revision: Revision) -> Iterator[Violation]:

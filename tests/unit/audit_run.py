@@ -92,6 +92,7 @@ class Run:
         self, event: str, at: float, rows: list[dict[str, Any]], code: int, due: int, *why: str, **more: Any
     ) -> None:
         """Outcomes, final report and final response, a second apart."""
+        rows = [{**row, "response_code": 3 if row["response_code"] == 2 else row["response_code"]} for row in rows]
         self.outcomes(rows, at)
         self.report(event, 1, 9, at + 1, rows, final=True, due=due, **more)
         self.response(event, 1, code, at + 2, why)

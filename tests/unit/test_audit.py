@@ -82,7 +82,7 @@ def correct_run() -> Run:
     run.outcomes(told, 103)
     discharge = run.command(A, EMS, (12, 1000), 151)
     resumed = run.command(A, EMS, (11, 2000), 180.5)
-    dis = [run.row("dis", A, "discharge", "applied", discharge, 1000)]
+    dis = [run.row("dis", A, "discharge", "applied", discharge, 1000, response_code=6)]
     run.outcomes(dis, 181)
     run.report("dis", 2, 1, 182, dis, final=True, due=0)
 
@@ -218,6 +218,12 @@ REPORT: dict[str, Plant] = {
         run.edit("reports", event_is("chg"), lambda b: b["reasons"].update({"rejected.busy": 1})),
     ),
     "a setpoint that nobody asked for": _extra_set,
+    "a row that still says started at the close": lambda run: run.edit(
+        "outcomes", sequence_is(3), lambda b: b["outcomes"][0].update(response_code=2)
+    ),
+    "a row of a cancelled event that says completed": lambda run: run.edit(
+        "outcomes", sequence_is(2), lambda b: b["outcomes"][0].update(response_code=3)
+    ),
 }
 
 PERMISSION: dict[str, Plant] = {
