@@ -48,6 +48,7 @@ def policy_of(settings: Settings) -> Policy:
         defaults=tuple(settings.dispatch.defaults),
         default_max_age_s=settings.dispatch.default_max_age_s,
         soc_floor_percent=settings.fleet.soc_floor_percent,
+        min_interval_s=settings.guard.min_interval_s,
         verify_share={"none": 0.0, "sample": settings.dispatch.verify_sample, "all": 1.0}[settings.dispatch.verify],
     )
 

@@ -297,7 +297,7 @@ class DispatchSettings(Section):
 
 
 class GuardSettings(Section):
-    """Blast radius (R38). Not built yet: anything but off is refused, since a guard that does not guard is worse."""
+    """Blast radius (R38). What is not built yet is refused, since a guard that does not guard is worse than none."""
 
     canary: int = Field(default=0, description="Devices that go first, and are waited for; 0 = off. Only 0 is built.")
     max_fleet_share: float = Field(
@@ -307,10 +307,13 @@ class GuardSettings(Section):
         default=0, description="Largest change per minute and area, in W; 0 = off. Only 0 is built."
     )
     min_interval_s: float = Field(
-        default=0, description="Smallest time between two setpoints of a device, in seconds; 0 = off. Only 0 is built."
+        default=0,
+        ge=0,
+        description="Smallest time between two setpoints of a device's actuator, in seconds, since settings are kept in "
+        "flash (R21); releases never wait for it. 0 = off.",
     )
 
-    @field_validator("canary", "max_fleet_share", "max_w_per_minute", "min_interval_s")
+    @field_validator("canary", "max_fleet_share", "max_w_per_minute")
     @classmethod
     def _off(cls, value: float, info: Any) -> float:
         off = cls.model_fields[info.field_name].default

@@ -168,7 +168,6 @@ def test_all_problems_are_told_at_once() -> None:
         ("CANARY", "5", "0"),
         ("MAX_FLEET_SHARE", "0.5", "1"),
         ("MAX_W_PER_MINUTE", "1000", "0"),
-        ("MIN_INTERVAL_S", "9", "0"),
     ],
 )
 def test_r38_a_guard_that_is_not_built_is_refused(name: str, on: str, off: str) -> None:

@@ -48,7 +48,8 @@ class Policy:
     """The settings that decide in the domain. Times in seconds.
 
     `telemetry`: require, prefer or ignore (R18); `defaults`: which of registry, query, family count (R37);
-    `verify_share`: what part of the applied setpoints is read back, 0..1 (R27).
+    `verify_share`: what part of the applied setpoints is read back, 0..1 (R27); `min_interval_s`: between two setpoints
+    of an actuator, since settings are flash (R21); releases never wait for it.
     """
 
     result_timeout_s: float = 300.0
@@ -61,6 +62,7 @@ class Policy:
     default_max_age_s: float = 3600.0
     soc_floor_percent: float = 25.0
     verify_share: float = 0.0
+    min_interval_s: float = 0.0
 
 
 ROSTER = np.dtype(

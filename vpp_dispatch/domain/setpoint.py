@@ -642,6 +642,7 @@ class Setpoints:
         open_ = c["armed"] & (c["generation"] > 0) & (c["acknowledged"] != c["generation"]) & (c["next_at"] <= now)
         again = (c["published"] == c["generation"]) & (c["code"] == NO_CODE)
         set_ = open_ & c["held"] & self.durable & allowed & (c["end_at"] > now)
+        set_ &= now - c["published_at"] >= self.policy.min_interval_s
         if blocked is not None:
             set_ &= ~blocked
         # An unanswered release is published again first, and read back after the second time (R27); at once where no
@@ -808,6 +809,7 @@ class Setpoints:
         for mask, column in (
             (open_, c["next_at"]),
             (open_, c["published_at"] + self.policy.result_timeout_s),
+            (open_ & c["held"], c["published_at"] + self.policy.min_interval_s),
             (
                 (c["armed"] & (~c["held"] | (c["checked"] != c["generation"]))) | (self.wanted & ~c["armed"]),
                 c["query_next_at"],

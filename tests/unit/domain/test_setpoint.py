@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -440,3 +441,18 @@ def test_r20_a_release_goes_the_way_of_its_setpoint(kind: Kind) -> None:
     w.event("a", kind, end=3)
     w.run(8)
     assert len(w.sets()) == 2 and len({s.actuator for s in w.sets()}) == 1
+
+
+def test_r21_two_setpoints_keep_their_interval_and_a_release_never_waits_for_it() -> None:
+    w = World(policy=replace(World().policy, min_interval_s=8.0))
+    (sn,) = w.fleet(1)
+    w.event("a", Kind.CHARGE, 1000, end=100)
+    w.run(2)
+    w.event("b", Kind.CHARGE, 2000, priority=1, end=20)
+    w.run(12)
+    first, second = w.sets(sn)
+    assert (first.pair, second.pair) == ((11, 1000), (11, 2000)) and 8 <= second.at - first.at < 9
+    w.cancel("b")
+    w.cancel("a")
+    w.run(1)
+    assert w.sets(sn)[-1].pair == AUTO and w.sets(sn)[-1].at - second.at < 8
