@@ -309,8 +309,8 @@ class GuardSettings(Section):
     min_interval_s: float = Field(
         default=0,
         ge=0,
-        description="Smallest time between two setpoints of a device's actuator, in seconds, since settings are kept in "
-        "flash (R21); releases never wait for it. 0 = off.",
+        description="Smallest time between two setpoints of a device's actuator, in seconds, since settings are kept "
+        "in flash (R21); releases never wait for it. 0 = off.",
     )
 
     @field_validator("canary", "max_fleet_share", "max_w_per_minute")
