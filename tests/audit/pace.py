@@ -77,7 +77,8 @@ def _given_back(case: Case, revision: Revision) -> dict[Pair, float]:
     last = revision.over_at + revision.ramp_down_s
     for (sn, kind), row in revision.effective().items():
         actuator = next((a for a, c in revision.controls.items() if c["kind"] == kind), "")
-        if row.body["state"] not in ("applied", "verified") or _others(case, revision, sn, revision.start, last):
+        just_before = revision.over_at - case.limits.late_s
+        if row.body["state"] not in ("applied", "verified") or _others(case, revision, sn, just_before, last):
             continue
         if not _keys_throughout(case, sn, revision.start, last):
             continue

@@ -229,6 +229,31 @@ def test_what_a_switch_allows_is_not_found(plant: Plant) -> None:
     assert found(run) == []
 
 
+@pytest.mark.parametrize(("code", "rules"), [(3, {Rule.REPORT}), (8, set()), (10, {Rule.REPORT, Rule.ORDER})])
+def test_a_release_that_reached_no_device_ends_with_8(code: int, rules: set[Rule]) -> None:
+    run = Run()
+    run.registered(A)
+    run.signal("rel", 1, 149, "release", targets={"devices": [A]})
+    run.response("rel", 1, 1, 150)
+    run.response("rel", 1, 2, 150)
+    run.close("rel", 155, [run.row("rel", A, "release", "skipped", reason="default_unknown")], code, 0)
+    assert run.rules(LIMITS) == rules, found(run)
+
+
+@pytest.mark.parametrize(("state", "code", "rules"), [("unused", 3, set()), ("unused", 10, {Rule.REPORT})])
+def test_a_test_is_judged_and_sets_nothing(state: str, code: int, rules: set[Rule]) -> None:
+    run = Run()
+    run.registered(A)
+    window = {"start_at": rfc3339(T0 + 100), "end_at": rfc3339(T0 + 200)}
+    run.signal("try", 1, 10, targets={"all": True}, controls=charge(5), test=True, **window)
+    run.response("try", 1, 1, 11)
+    run.close("try", 12, [run.row("try", A, "charge", state)], code, 0, requested=5)
+    assert run.rules(LIMITS) == rules, found(run)
+    run.command(A, EMS, (11, 5), 101)
+    run.release(A, EMS, AUTO, 110)
+    assert Rule.PERMISSION in run.rules(LIMITS)
+
+
 def test_an_event_that_was_aborted_before_its_start_has_no_2() -> None:
     run = Run()
     run.registered(A)
