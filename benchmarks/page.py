@@ -70,6 +70,8 @@ def _git(*arguments: str) -> str:
 
 def _cell(name: str, row: Mapping[str, Any]) -> str:
     value = row[name]
+    if value is None:
+        return "-"
     if isinstance(value, str):
         return value
     if name.endswith("_s") and name != "setpoints_per_s":
