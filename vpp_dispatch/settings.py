@@ -285,8 +285,8 @@ class DispatchSettings(Section):
     )
     verify: Literal["none", "sample", "all"] = Field(
         default="sample",
-        description="Which applied setpoints are read back: `none`, `sample`, `all` (R27). Releases always are, and all "
-        "setpoints where the profile echoes no ids (R26).",
+        description="Which applied setpoints are read back: `none`, `sample`, `all` (R27). Releases always are, and "
+        "all setpoints of a profile without echoed ids (R26).",
     )
     verify_sample: float = Field(
         default=0.05, gt=0, le=1, description="Share of the applied setpoints that `sample` reads back."

@@ -36,7 +36,7 @@ from vpp_dispatch.domain.inputs import (
 from vpp_dispatch.domain.roster import Policy
 from vpp_dispatch.domain.signal import QUERY_BIT, Actuator, Control, Form, Kind, Targets
 
-from .oracle import Command, Device, Oracle, Pair, Window
+from .oracle import Command, Device, Oracle, Pair
 from .world import AUTO, FULL, NO_LIMIT, SHARD, UNITY, Catalogue, digests_of
 
 POLICY = Policy(
@@ -126,7 +126,8 @@ class Chaos:
         self.echoes = drawn[0] if echoes is None else echoes
         self.owners = drawn[1] if owners is None else owners
         self.catalogue = Catalogue() if self.echoes else NoEcho()
-        self.policy = replace(POLICY, verify_share=draw.choice([0.0, 0.0, 0.5, 1.0]))
+        interval_s = (0.0, 0.0, 2.0)[seed % 3]
+        self.policy = replace(POLICY, verify_share=draw.choice([0.0, 0.0, 0.5, 1.0]), min_interval_s=interval_s)
         self.now = 1000.0
         self.steps = 0
         self.quiet = False
@@ -165,7 +166,7 @@ class Chaos:
         default: dict[int, Pair] = {a: REGISTRY[a] for a in Actuator if draw.random() < 0.35}
         if sn not in self.devices:
             initial = {a: draw.choice(INITIAL[a]) for a in Actuator}
-            self.devices[sn] = Device(initial=initial, now=dict(initial), shown={(a, p) for a, p in initial.items()})
+            self.devices[sn] = Device(initial=initial, now=dict(initial), shown=set(initial.items()))
         self.devices[sn].defaults.update((Actuator(a), pair) for a, pair in default.items())
         record = Record(
             sn=sn,
@@ -279,9 +280,9 @@ class Chaos:
     def _close(self) -> None:
         """The coordinator closes what is settled, or what has been over for long."""
         for (event, revision), membership in self.book.memberships.items():
-            if not membership.closed_at and membership.ended and not membership.replaced:
-                if membership.settled() or self.draw.random() < 0.1:
-                    self.put(Close(event=event, revision=revision, at=self.now))
+            over = membership.ended and not membership.closed_at and not membership.replaced
+            if over and (membership.settled() or self.draw.random() < 0.1):
+                self.put(Close(event=event, revision=revision, at=self.now))
 
     def _switch(self) -> None:
         self.switches = Switches(
@@ -568,6 +569,3 @@ class Chaos:
             for part in membership.parts
             if not membership.release and np.isin(part.members["state"], (State.APPLIED, State.VERIFIED)).any()
         }
-
-
-__all__ = ["POLICY", "REST_S", "Chaos", "Window"]
