@@ -40,8 +40,11 @@ def releases(case: Case) -> Iterator[Violation]:
             rule = Rule.READ_BACK if doubtful else Rule.RELEASE
             told = f"{report['release']['confirmed']} releases are told as confirmed, {proven} were validly read back"
             yield Violation(rule, told, f"{revision.name} {record.where}")
+    left_alone = {
+        (id(r), row.body["sn"]) for r in case.revisions.values() for row in r.rows if row.body["reason"] == "opted_out"
+    }
     for pair, sets in case.sets.items():
-        yield from _episodes(case, pair, sets, accounts, good[pair], early[pair])
+        yield from _episodes(case, pair, sets, accounts, good[pair], early[pair], left_alone)
 
 
 def _left_set(case: Case, sn: str, device: dict[str, Any], accounts: dict[int, dict[str, Any]]) -> Iterator[Violation]:
@@ -107,6 +110,7 @@ def _episodes(
     accounts: dict[int, dict[str, Any]],
     good: list[float],
     early: list[float],
+    left_alone: set[tuple[int, str]],
 ) -> Iterator[Violation]:
     """Each time that an actuator was set, then released: if the events that held it tell no debt, it was read back."""
     sn, actuator = pair
@@ -128,7 +132,7 @@ def _episodes(
             continue
         told = [accounts[id(r)] for r in holders]
         closed_at = max(r.finals[-1][0].at for r in holders)
-        opted_out = any(r.body["reason"] == "opted_out" for h in holders for r in h.rows if r.body["sn"] == sn)
+        opted_out = any((id(holder), sn) in left_alone for holder in holders)
         missing = any(h.finals[-1][1]["shards"]["missing"] for h in holders)
         if any(t["pending"] + t["refused"] for t in told) or again_at <= closed_at or opted_out or missing:
             continue
