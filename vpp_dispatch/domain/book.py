@@ -212,7 +212,7 @@ class Book:
         if selector.revision <= known:
             return
         for (key, _), older in self.memberships.items():
-            if key == event and not older.ended:
+            if key == event:
                 older.replace(by=selector, now=now)
         membership = Membership(slot=self._slot(event, selector.revision), selector=selector)
         membership.resolve(self.roster, tuple(self.setpoints))

@@ -184,7 +184,8 @@ class Membership:
         # Only what it holds goes on: one that has not begun when its successor is accepted never does. (Not `now`, so
         # that a replay decides the same.)
         begun = self.selector.start_at <= by.accepted_at
-        self.end_at = min(self.end_at, max(by.start_at, now) if begun else by.accepted_at)
+        if not self.ended:
+            self.end_at = min(self.end_at, max(by.start_at, now) if begun else by.accepted_at)
         self.replaced = self.dirty = True
 
     def starts_at(self, members: np.ndarray) -> F64:

