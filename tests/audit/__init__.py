@@ -6,12 +6,13 @@ It imports nothing of the service, has its own decoders, and judges by `docs/sem
 pure, `collect(...)` makes the evidence from topics. The folder can be copied to any machine with aiokafka and run
 there (jsonschema and msgspec are used where they are installed).
 
-    evidence      records, dumps, tolerances        releases      debts, and how they were paid
-    wire          profile, scales, ids              verification  read-backs of setpoints, opt-outs
-    case          all of it in relation             overrides     release signals, aborts, switches
-    accounts      outcomes, reports, simulator      pace          ramps, early releases, commands in flight
-    setpoints     keys, targets, windows, primacy   answers       responses and their order
-    messages      identity, envelope, schema
+    evidence  records, dumps, tolerances      setpoints     keys, targets, windows, primacy
+    wire      profile, scales, ids            releases      debts, and how they were paid
+    model     what it is decoded into         verification  read-backs of setpoints, opt-outs
+    asked     values of controls, defaults    overrides     release signals, aborts, switches
+    case      all of it in relation           pace          ramps, early releases, commands in flight
+    accounts  outcomes, reports, simulator    answers       responses and their order
+    messages  identity, envelope, schema
 
 How a release is told from a setpoint on the wire: by content. A set command is a release if its values are a default
 of the device (the registry's, or the simulator's at its start, or what the owner set), or if no control could ask for
