@@ -29,7 +29,8 @@ LAYOUT = 2
 that stay in LAYOUTS."""
 
 _SETPOINT_1 = np.dtype([(n, SETPOINT[n]) for n in SETPOINT.names or () if n not in ("open", "verified", "checked")])
-_MEMBER_1 = np.dtype([(n, MEMBER[n]) for n in MEMBER.names or () if n not in ("asked", "draw", "leaves_at")])
+_MEMBER_2 = ("asked", "draw", "leaves_at", "told_generation")
+_MEMBER_1 = np.dtype([(n, MEMBER[n]) for n in MEMBER.names or () if n not in _MEMBER_2])
 
 LAYOUTS: dict[int, dict[str, np.dtype]] = {
     1: {"devices": ROSTER, "setpoints": _SETPOINT_1, "members": _MEMBER_1, "strangers": STRANGER},

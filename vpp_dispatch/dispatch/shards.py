@@ -456,6 +456,7 @@ class Shards:
                     state=telling.state[start : start + OUTCOMES_PER_MESSAGE],
                     reason=telling.reason[start : start + OUTCOMES_PER_MESSAGE],
                     code=telling.code[start : start + OUTCOMES_PER_MESSAGE],
+                    generation=telling.generation[start : start + OUTCOMES_PER_MESSAGE],
                 )
                 sequence = book.next_outcome_sequence()
                 rows = outcome_rows(book, membership, part)

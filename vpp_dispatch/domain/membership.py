@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vpp_dispatch.domain.account import LATENCY_BUCKETS_S, Counts, Latency, Reason, State
-from vpp_dispatch.domain.command import F64, NO_VALUE, U8, Flags, ResultCode
+from vpp_dispatch.domain.command import F64, NO_VALUE, U8, U32, Flags, ResultCode
 from vpp_dispatch.domain.inputs import Selector
 from vpp_dispatch.domain.roster import Roster, Rows
 from vpp_dispatch.domain.setpoint import REASON_OF_CODE, Setpoints, SetResults, repeats
@@ -54,6 +54,7 @@ MEMBER = np.dtype(
         ("asked", "<i4"),  # what the control asks of it, see `Roster.asked`
         ("draw", "<u2"),  # its place in a ramp, in 1/65536 of it
         ("leaves_at", "<f8"),  # when a lingering member is released
+        ("told_generation", "<u4"),  # which setpoint the newest outcome row was of
     ]
 )
 
@@ -100,7 +101,7 @@ class Part:
 class Telling:
     """Outcome rows to tell: of `part`, the members at `index` (positions), or the strangers if `part` is None.
 
-    `state`, `reason`, `code`: what is told, columns as long as `index`.
+    `state`, `reason`, `code`, `generation`: what is told, columns as long as `index`.
     """
 
     part: Part | None
@@ -108,6 +109,7 @@ class Telling:
     state: U8
     reason: U8
     code: U8
+    generation: U32
 
 
 class Membership:
@@ -383,13 +385,21 @@ class Membership:
                 | (m["told_state"] != state)
                 | (m["told_reason"] != reason)
                 | (m["told_code"] != code)
+                | (m["told_generation"] != m["generation"])
             )
             if not self.closed_at:
                 differs &= ~np.isin(state, _OPEN)
             index = np.flatnonzero(differs)
             if len(index):
                 found.append(
-                    Telling(part=part, index=index, state=state[index], reason=reason[index], code=code[index])
+                    Telling(
+                        part=part,
+                        index=index,
+                        state=state[index],
+                        reason=reason[index],
+                        code=code[index],
+                        generation=m["generation"][index],
+                    )
                 )
         index = np.flatnonzero(self.told_strangers["told_sequence"] == 0)
         if len(index):
@@ -401,6 +411,7 @@ class Membership:
                     state=np.full(n, State.SKIPPED, np.uint8),
                     reason=np.full(n, Reason.UNKNOWN_TARGET, np.uint8),
                     code=np.full(n, NOT_APPLICABLE, np.uint8),
+                    generation=np.zeros(n, np.uint32),
                 )
             )
         return found
@@ -415,6 +426,7 @@ class Membership:
             m["told_state"][telling.index] = telling.state
             m["told_reason"][telling.index] = telling.reason
             m["told_code"][telling.index] = telling.code
+            m["told_generation"][telling.index] = telling.generation
             m["told_final"][telling.index] = bool(self.closed_at)
         self.dirty = True
 

@@ -64,6 +64,7 @@ class Device:
             "rated_w": self.rated_w,
             "site_share": self.site_share,
         }
+        record = {name: value for name, value in record.items() if value != ""}  # a device need not have a place
         return record | ({"default": dict(self.default)} if self.default else {})
 
 

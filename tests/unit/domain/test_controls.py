@@ -201,3 +201,21 @@ def test_r06_a_test_judges_each_control_and_sends_nothing() -> None:
     w.event("a", controls=(percent(10), cos_phi(0.9, "over")), test=True)
     w.run(3)
     assert w.sets() == [] and w.counts("a").settled
+
+
+def test_r24_a_setpoint_that_changes_while_the_event_runs_has_a_new_row() -> None:
+    w = World()
+    w.fleet(1)
+    w.event("loose", Kind.EXPORT_LIMIT, 9000, end=60)
+    w.event("tight", Kind.EXPORT_LIMIT, 2000, end=5)
+    w.run(4)
+    membership = w.book.memberships["grid/loose", 1]
+    (first,) = membership.tellings()
+    assert first.part is not None and first.part.members["second"][first.index].tolist() == [2000]
+    membership.tell(first, 1)
+    assert membership.tellings() == []
+    w.run(6)
+    (second,) = membership.tellings()
+    assert second.part is not None and second.part.members["second"][second.index].tolist() == [9000]
+    membership.tell(second, 2)
+    assert membership.tellings() == []
