@@ -55,17 +55,20 @@ def _spread(
 
 
 def _starts(case: Case, revision: Revision) -> tuple[list[float], int]:
-    """When devices were first set by the event, and how many could have been."""
-    found, devices = [], set()
-    for (sn, _), row in revision.effective().items():
-        if row.body["state"] != "skipped" and _others(case, revision, sn, revision.start, revision.over_at) == 0:
-            devices.add(sn)
+    """When devices were first told what only this event asks of them then, and how many devices could have been."""
+    devices = {sn for (sn, _), row in revision.effective().items() if row.body["state"] != "skipped"}
+    found = []
     for sn in devices:
         first = [
             command.at
             for actuator in revision.controls
             for command in case.sets.get((sn, actuator), [])
-            if case.may_hold(revision, command.at) and case.asks(revision, sn, actuator, command.values)
+            if case.may_hold(revision, command.at)
+            and case.asks(revision, sn, actuator, command.values)
+            and not any(
+                r is not revision and case.may_hold(r, command.at) and case.asks(r, sn, actuator, command.values)
+                for r in case.targeting[sn]
+            )
         ]
         found.extend(sorted(first)[:1])
     return found, len(devices)

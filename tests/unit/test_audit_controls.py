@@ -255,6 +255,15 @@ def test_a_ramp(run: Run, rules: set[Rule]) -> None:
     assert run.rules(LIMITS) == rules, found(run)
 
 
+def test_a_ramp_over_another_event_is_judged_too_unless_both_ask_for_the_same() -> None:
+    run = ramp_run(start=lambda i: 100.5)
+    run.event("under", 90, 310, [{"kind": "charge", "each_w": 400}], priority=255)
+    run.close("under", 410, [run.row("under", sn, "charge", "skipped", reason="superseded") for sn in MANY], 10, 0)
+    assert Rule.RAMP in run.rules(LIMITS)
+    run.edit("signals", event_is("under"), lambda b: b.update(controls=[{"kind": "charge", "each_w": 500}]))
+    assert Rule.RAMP not in run.rules(LIMITS)
+
+
 def test_a_ramp_of_few_devices_is_not_judged_and_said_so() -> None:
     run = contested_run("charge")
     run.edit("signals", event_is("weak"), lambda b: b.update(ramp_down_s=50))
