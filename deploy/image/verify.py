@@ -13,10 +13,12 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,7 @@ USER = "10001"
 DATA = "/var/lib/vpp-dispatch"
 PROGRAM = "/opt/vpp-dispatch/bin/vpp-dispatch"
 HEALTH = ("/opt/vpp-dispatch/bin/python", "-I", "-S", "/opt/vpp-dispatch/healthcheck.py")
+FLEET = 40
 READY_S, STOP_S = 60.0, 45.0
 """A stop gives up its shards and ends the batch in hand; the service cuts itself off after 40 s."""
 
@@ -141,8 +144,11 @@ async def running(box: Box, found: Findings, servers: str) -> None:
     """A worker against a real Kafka and the simulator: ready, healthy, one event, and a stop in time."""
     stack = Stack(bootstrap_servers=servers, prefix="", folder=box.shared)
     try:
-        await stack.start(inverters=40)
-        env = stack.variables() | {"VPP_DISPATCH_HTTP__PORT": "18000", "VPP_DISPATCH_DATA_DIR": DATA}
+        await stack.start(inverters=FLEET)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        env = stack.variables() | {"VPP_DISPATCH_HTTP__PORT": str(port), "VPP_DISPATCH_DATA_DIR": DATA}
         checked = await asyncio.to_thread(box.run, PROGRAM, "config", "check", env=env)
         found(checked.returncode == 0, f"config check: {checked.stdout.strip() or checked.stderr.strip()}")
         log = box.shared / "worker.log"
@@ -153,7 +159,7 @@ async def running(box: Box, found: Findings, servers: str) -> None:
                 if process.poll() is not None:
                     raise SystemExit(f"The worker ended with {process.poll()}:\n{log.read_text()[-4000:]}")
                 try:
-                    return bool(get_json("http://127.0.0.1:18000/readyz", 2)["ready"])
+                    return bool(get_json(f"http://127.0.0.1:{port}/readyz", 2)["ready"])
                 except OSError:
                     return False
 
@@ -167,6 +173,12 @@ async def running(box: Box, found: Findings, servers: str) -> None:
                 line.replace("\t", " ") for line in status.splitlines() if line.startswith(("Uid", "CapEff", "NoNew"))
             ]
             found(f"Uid: {USER} {USER}" in facts[0] and facts[1].endswith(" " + "0" * 16), "; ".join(facts))
+
+            def registered() -> bool:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as page:
+                    return f"vpp_dispatch_devices_authorized {FLEET}.0" in page.read().decode().splitlines()
+
+            await stack.until(registered, READY_S, "registry and consents to be read")
             now = time.time()
             await stack.send(
                 stack.signal(
