@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vpp_dispatch.domain import correlation
 from vpp_dispatch.domain.account import Counts, Reason, State
-from vpp_dispatch.domain.command import FORCED_ISLANDING, I32, NO_VALUE, U8, Commands, Flags, ResultCode, Results
+from vpp_dispatch.domain.command import NO_VALUE, U8, Commands, Flags, ResultCode, Results
+from vpp_dispatch.domain.composition import compose
 from vpp_dispatch.domain.inputs import (
     Cancel,
     Close,
@@ -28,28 +28,22 @@ from vpp_dispatch.domain.inputs import (
     Switches,
     Telemetry,
 )
+from vpp_dispatch.domain.joining import Effects, fold_queries, fold_results, fold_sets, fold_slot_results
 from vpp_dispatch.domain.membership import (
     HOLDING,
     LEFT,
     LINGERING,
-    NO_RELEASE,
-    RELEASE_CONFIRMED,
-    RELEASE_DUE,
-    RELEASE_REFUSED,
     SKIPPED,
     WAITING,
     Membership,
     Part,
 )
-from vpp_dispatch.domain.roster import LISTED, PAGE, Catalogue, Policy, Roster, Rows
-from vpp_dispatch.domain.setpoint import Due, QueryResults, Setpoints, SetResults
-from vpp_dispatch.domain.signal import QUERY_BIT, Actuator, Kind
+from vpp_dispatch.domain.roster import LISTED, Catalogue, Policy, Roster, Rows
+from vpp_dispatch.domain.setpoint import Due, Setpoints, by_owner
+from vpp_dispatch.domain.signal import QUERY_BIT, Actuator
 
 Digests = Callable[[Commands], NDArray[np.uint64]]
 """The digests that stand in the ids of commands, as the codec makes them."""
-
-TIGHTEST = (Actuator.EXPORT, Actuator.ACTIVE)
-"""Actuators of limits: of all that hold the tightest counts, the default included; else the highest priority (R12)."""
 
 NEVER_SAVED = 1 << 62
 """The offset of what did not come through the inbox."""
@@ -68,19 +62,6 @@ KEEP_CLOSED_S = 3600.0
 
 REMEMBER_S = 7 * 86400.0
 """How long a closed event is known, so that a repeated control starts nothing."""
-
-
-@dataclass(slots=True)
-class Effects:
-    """What a step tells its shell. `orphans`: offsets of inbox records with results that nobody asked for (R26)."""
-
-    orphans: list[int] = field(default_factory=list)
-    orphan_results: int = 0
-    codes: np.ndarray = field(default_factory=lambda: np.zeros(len(ResultCode), np.int64))
-    duplicates: int = 0
-    late: int = 0
-    suspects: int = 0
-    took: list[np.ndarray] = field(default_factory=list)  # seconds from publish to result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,9 +125,9 @@ class Book:
         for offset, message in inputs:
             match message:
                 case Results():
-                    self._results(offset, message, now, effects)
+                    fold_results(self, offset, message, now, effects)
                 case SlotResults():
-                    self._slot_results(offset, message, now, effects)
+                    fold_slot_results(self, offset, message, now, effects)
                 case Selector():
                     self._selector(message, now)
                 case Switches():
@@ -224,7 +205,7 @@ class Book:
         """The number of a revision in the setpoints' `owner`: a hash, so that rows of different epochs, and a replay
         of what was saved in part, mean the same event by it."""
         slot = int.from_bytes(hashlib.blake2b(f"{event}\0{revision}".encode(), digest_size=4).digest()) or 1
-        while self._at_slot(slot) is not None:
+        while self.at_slot(slot) is not None:
             slot = slot % 0xFFFFFFFF + 1
         return slot
 
@@ -264,7 +245,7 @@ class Book:
     def _drop(self, membership: Membership, part: Part, mask: Flags, now: float) -> None:
         """Members whose hold is taken from their event before its end (R15, R36)."""
         m = part.members
-        self._observe(membership, part, now, last=True)
+        self.observe(membership, part, now, last=True)
         membership.leave(part, np.flatnonzero(mask & (m["phase"] == LINGERING)))
         membership.leave(part, np.flatnonzero(mask & (m["phase"] == HOLDING)), State.REJECTED, Reason.RELEASED)
         membership.leave(part, np.flatnonzero(mask & (m["phase"] == WAITING)), State.UNUSED)
@@ -275,7 +256,7 @@ class Book:
         if membership is None or membership.closed_at:
             return
         for part in membership.parts:
-            self._observe(membership, part, now, last=True)
+            self.observe(membership, part, now, last=True)
         if not membership.ended:
             membership.end_at = min(membership.end_at, now)
             membership.end()
@@ -285,237 +266,30 @@ class Book:
         membership.closed_at = close.at
         membership.dirty = membership.news = True
 
-    def _results(self, offset: int, results: Results, now: float, effects: Effects) -> None:
-        shard, row, kind, generation, attempt = correlation.unpack(results.ids)
-        rows = row.astype(np.int64)
-        actuators = kind & (QUERY_BIT - 1)
-        known = (
-            (shard == self.shard) & (rows < len(self.roster)) & np.isin(actuators, tuple(Actuator)) & (generation > 0)
-        )
-        if not known.all():
-            effects.orphans.append(offset)
-            effects.orphan_results += int((~known).sum())
-        effects.codes += np.bincount(results.code, minlength=len(ResultCode))[: len(ResultCode)]
-        if len(results):
-            self.last_result_at = now
-        digests = np.ascontiguousarray(results.ids[:, 8:]).view(">u8").astype(np.uint64).reshape(-1)
-        digests &= np.uint64((1 << correlation.DIGEST_BITS) - 1)
-        for actuator, setpoints in self.setpoints.items():
-            mine = known & (actuators == actuator)
-            saved = np.zeros(len(mine), bool)  # the page's saved row holds these already
-            for page in np.unique(rows[mine] // PAGE).tolist():
-                if self.folded_to.get((actuator, page), 0) > offset:
-                    saved |= mine & (rows // PAGE == page)
-            sets = SetResults(
-                row=rows,
-                generation=generation,
-                attempt=attempt,
-                digest=digests,
-                code=results.code,
-                accepted=results.accepted,
-                at=results.at,
-            )
-            queries = mine & ~saved & (kind >= QUERY_BIT)
-            if (mine & (kind < QUERY_BIT)).any():
-                self._set_results(setpoints, offset, sets.only(mine & ~saved & (kind < QUERY_BIT)), now, effects)
-                if saved.any():  # but the events' rows may not
-                    self._late_results(setpoints, offset, sets.only(saved & (kind < QUERY_BIT)), effects)
-            if queries.any():
-                index = np.flatnonzero(queries)
-                first, second = results.first[index], results.second[index]
-                if actuator is Actuator.EMS:  # as if it could not be read: nothing that a device may be returned to
-                    first = np.where(first == FORCED_ISLANDING, NO_VALUE, first).astype(np.int32)
-                if actuator is Actuator.EXPORT:  # read in steps of the device (a percent of its rating, for some)
-                    second = self.roster.read_in_steps(rows[index], second)
-                self._query_results(
-                    setpoints,
-                    QueryResults(
-                        row=rows[index],
-                        query=generation[index],
-                        code=results.code[index],
-                        first=first,
-                        second=second,
-                        at=results.at[index],
-                    ),
-                    now,
-                )
-
-    def _slot_results(self, offset: int, results: SlotResults, now: float, effects: Effects) -> None:
-        """Results without an id: each answers what was asked last of its device on its topics (R26).
-
-        A release is published beside an unanswered setpoint, so no result can confirm it; queries do.
-        """
-        rows = np.array([self.roster.row_of.get(sn, -1) for sn in results.sn], np.int64)
-        n = len(rows)
-        kind, generation = np.zeros(n, np.uint8), np.zeros(n, np.uint32)
-        attempt, digests = np.zeros(n, np.uint8), np.zeros(n, np.uint64)
-        ignored = np.zeros(n, bool)
-        for actuator, setpoints in self.setpoints.items():
-            c = setpoints.columns[rows]
-            read = (results.actuator == (actuator | QUERY_BIT)) & (rows >= 0)
-            kind[read], generation[read] = actuator | QUERY_BIT, c["query"][read]
-            mine = (results.actuator == 0) & (results.single == self.catalogue.is_single(actuator)) & (rows >= 0)
-            mine &= (kind == 0) & c["open"]
-            ignored |= mine & ~c["held"]
-            mine &= c["held"]
-            kind[mine], generation[mine] = actuator, c["published"][mine]
-            attempt[mine], digests[mine] = c["attempt"][mine], c["digest"][mine]
-            ignored[mine] = False
-        spoken = ignored & (kind == 0) & (rows >= 0)
-        self.roster.answered(rows[spoken], results.code[spoken], results.at[spoken])
-        keep = ~spoken
-        ids = correlation.pack(
-            shard=np.full(n, self.shard, np.uint8),
-            row=np.maximum(rows, 0).astype(np.uint32),
-            actuator=kind,
-            generation=generation,
-            attempt=attempt,
-            digests=digests.tolist(),
-        )
-        named = Results(
-            ids=ids[keep],
-            code=results.code[keep],
-            accepted=results.accepted[keep],
-            first=results.first[keep],
-            second=results.second[keep],
-            at=results.at[keep],
-        )
-        if len(named):
-            self._results(offset, named, now, effects)
-
-    def _query_results(self, setpoints: Setpoints, results: QueryResults, now: float) -> None:
-        self.roster.answered(results.row, results.code, results.at)
-        confirmed, refused, opted_out = setpoints.fold_queries(results, now)
-        self._releases(setpoints, confirmed, RELEASE_CONFIRMED)
-        self._releases(setpoints, refused, RELEASE_REFUSED)
-        if len(opted_out):
-            for membership in self.memberships.values():
-                for part in membership.parts:
-                    if part.actuator is setpoints.actuator and not membership.release:
-                        m = part.members
-                        mine = np.isin(m["row"], opted_out) & np.isin(m["phase"], (HOLDING, LINGERING))
-                        if mine.any():
-                            self._observe(membership, part, now)
-                            membership.leave(part, np.flatnonzero(mine), State.REJECTED, Reason.OPTED_OUT)
-
-    def _recall(self, setpoints: Setpoints, results: SetResults) -> None:
-        """A result proves its publish, also where the worker died before a checkpoint recorded it, if its id has the
-        digest of what the book would send: what was told of the device is then not taken back."""
-        index = setpoints.unrecorded(results)
-        if self.digests is None or not len(index):
-            return
-        rows = results.row[index]
-        expected = self.digests(self._commands(setpoints.actuator, rows, query=False))
-        for i in index[expected == results.digest[index]].tolist():
-            one = np.array([i])
-            setpoints.published(
-                rows=results.row[one],
-                generation=results.generation[one],
-                attempt=results.attempt[one],
-                digest=results.digest[one],
-                now=float(results.at[i]),
-            )
-
-    def _step_aside(self, setpoints: Setpoints, results: SetResults, now: float) -> None:
-        """A result from the future (R26) tells of a setpoint that no checkpoint recorded, after the one that stands.
-
-        What is known of that one is kept before the device becomes unknown; who still holds it stands behind the next.
-        """
-        ahead = np.unique(results.row[results.generation > setpoints.columns["generation"][results.row]])
-        if not len(ahead):
-            return
-        for membership in self.memberships.values():
-            for part in membership.parts:
-                if not membership.ended and part.actuator is setpoints.actuator:
-                    self._observe(membership, part, now)
-                    part.members["live"][np.isin(part.members["row"], ahead)] = False
-                    membership.dirty = True
-
-    def _set_results(
-        self, setpoints: Setpoints, offset: int, results: SetResults, now: float, effects: Effects
-    ) -> None:
-        columns = setpoints.columns
-        self.roster.answered(results.row, results.code, results.at)
-        self._recall(setpoints, results)
-        self._step_aside(setpoints, results, now)
-        sent_at = columns["published_at"][results.row]
-        folded = setpoints.fold(results, now)
-        stale = folded.stale
-        if len(stale):
-            mask = np.zeros(len(results.row), bool)
-            mask[stale] = True
-            repeated = self._late_results(setpoints, offset, results.only(mask), effects)
-            suspects = results.row[stale][folded.overtaken & ~repeated]
-            if len(suspects):
-                setpoints.reassert(suspects)
-                effects.suspects += len(np.unique(suspects))
-        effects.duplicates += len(folded.duplicate)
-        for slot, rows in _by_owner(columns["owner"][results.row[folded.duplicate]], results.row[folded.duplicate]):
-            membership = self._at_slot(slot)
-            if membership and membership.folded_to <= offset:  # its saved row does not hold these yet
-                membership.duplicates += len(rows)
-                membership.dirty = membership.news = True
-        answered = folded.answered
-        held = answered[columns["held"][results.row[answered]]]
-        took = np.maximum(results.at[held] - sent_at[held], 0.0)
-        effects.took.append(took)
-        for slot, seconds in _by_owner(columns["owner"][results.row[held]], took):
-            membership = self._at_slot(slot)
-            if membership and membership.folded_to <= offset:
-                membership.result_took(seconds)
-                membership.dirty = membership.news = True
-        refused = np.unique(results.row[answered][columns["refused"][results.row[answered]]])
-        self._releases(setpoints, refused, RELEASE_REFUSED)
-
-    def _late_results(self, setpoints: Setpoints, offset: int, results: SetResults, effects: Effects) -> Flags:
-        """Tells the events of results of setpoints that no longer stand; returns which of them were known."""
-        matched = np.zeros(len(results.row), bool)
-        repeated = np.zeros(len(results.row), bool)
-        for membership in self.memberships.values():
-            hit, again = membership.late_results(setpoints.actuator, results, known=membership.folded_to > offset)
-            matched |= hit
-            repeated |= again
-        effects.late += int((matched & ~repeated).sum())
-        effects.duplicates += int(repeated.sum())
-        return repeated
-
-    def _at_slot(self, slot: int) -> Membership | None:
+    def at_slot(self, slot: int) -> Membership | None:
         return next((m for m in self.memberships.values() if m.slot == slot), None)
 
-    def _heir(self, membership: Membership | None) -> Membership | None:
+    def heir(self, membership: Membership | None) -> Membership | None:
         """The newest revision of a membership's event: a replaced one tells nothing any more, its releases included."""
         if membership is None or not membership.replaced:
             return membership
         event = membership.selector.event
         return self.memberships[event, max(revision for key, revision in self.memberships if key == event)]
 
-    def _releases(self, setpoints: Setpoints, rows: Rows, outcome: int) -> None:
-        """Writes what became of releases to the event that owes them."""
-        for slot, owned in _by_owner(setpoints.columns["owner"][rows], rows):
-            membership = self._at_slot(slot)
-            if membership is None:
-                continue
-            for part in membership.parts:
-                if part.actuator is setpoints.actuator:
-                    m = part.members
-                    index = np.flatnonzero(np.isin(m["row"], owned) & (m["release"] != NO_RELEASE))
-                    m["release"][index] = outcome
-            membership.dirty = membership.news = True
-
     # ------------------------------------------------------------------ reconcile
 
     def _reconcile(self, now: float) -> None:
         for membership in self.memberships.values():
             for part in membership.parts:
-                self._observe(membership, part, now, last=membership.ended and not membership.release)
+                self.observe(membership, part, now, last=membership.ended and not membership.release)
         for membership in list(self.memberships.values()):
             self._advance(membership, now)
         for setpoints in self.setpoints.values():
-            self._compose(setpoints, now)
+            compose(self, setpoints, now)
         if any(setpoints.stirred for setpoints in self.setpoints.values()):
             for membership in self.memberships.values():
                 for part in membership.parts:
-                    self._observe(membership, part, now, last=membership.ended and not membership.release)
+                    self.observe(membership, part, now, last=membership.ended and not membership.release)
         for setpoints in self.setpoints.values():
             setpoints.stirred = False
         self._reconciled_at = now
@@ -524,7 +298,7 @@ class Book:
         self.due_at = self._found_until = 0.0
         self.wake_at = self._next_wake(now)
 
-    def _observe(self, membership: Membership, part: Part, now: float, *, last: bool = False) -> None:
+    def observe(self, membership: Membership, part: Part, now: float, *, last: bool = False) -> None:
         membership.observe(part, self.setpoints[part.actuator], now, last=last)
 
     def _advance(self, membership: Membership, now: float) -> None:
@@ -542,9 +316,9 @@ class Book:
             return
         if now >= membership.end_at:
             for part in membership.parts:
-                self._observe(membership, part, now, last=True)
+                self.observe(membership, part, now, last=True)
             membership.end()
-            heir = self._heir(membership)
+            heir = self.heir(membership)
             if heir is not None and heir is not membership and not heir.cancelled:
                 self._wait_for(membership, heir)
             return
@@ -583,66 +357,6 @@ class Book:
         if membership.parts and not any((part.members["phase"] == WAITING).any() for part in membership.parts):
             membership.end()
 
-    def _asserts(self, actuator: Actuator) -> bool:
-        """Whether a release signal is about to assert something on this actuator, or an event still counts a release
-        as due."""
-        return any(
-            part.actuator is actuator
-            and bool(
-                (membership.release and (part.members["phase"] == HOLDING).any())
-                or (part.members["release"] == RELEASE_DUE).any()
-            )
-            for membership in self.memberships.values()
-            for part in membership.parts
-        )
-
-    def _assert(self, setpoints: Setpoints, before: NDArray[np.uint32]) -> None:
-        """What release signals drop is asserted, even where it is believed to be set (R15).
-
-        `before`: the generations before the composition. Devices without both keys get back only what may be ours.
-        """
-        c = setpoints.columns
-        known, _, _ = setpoints.default()
-        for membership in self.memberships.values():
-            for part in membership.parts if membership.release else ():
-                m = part.members
-                if part.actuator is not setpoints.actuator or not (m["phase"] == HOLDING).any():
-                    continue
-                index = np.flatnonzero(m["phase"] == HOLDING)
-                rows = m["row"][index].astype(np.int64)
-                registered, consenting = self.roster.allowed(rows, self.now)
-                ours = c["armed"][rows]
-                free = ~ours & known[rows] & self.roster.ability["supports"][rows, part.actuator]
-                asserted = ours | (free & registered & consenting)
-                renew = rows[asserted & (c["generation"][rows] == before[rows])]
-                owes = index[asserted & ~ours]
-                c["owner"][m["row"][owes]] = membership.slot
-                m["release"][owes] = RELEASE_DUE
-                if len(renew):
-                    setpoints.reassert(renew)
-                m["phase"][index] = LEFT
-                m["live"][index[asserted]] = True
-                setpoints.stirred = True
-                idle = index[~asserted]
-                m["state"][idle] = State.UNUSED
-                why = np.where(registered & consenting, Reason.DEFAULT_UNKNOWN, Reason.CONSENT_MISSING)
-                m["reason"][idle] = np.where(registered, why, Reason.NOT_REGISTERED)[~asserted]
-                membership.dirty = membership.news = True
-                if part is membership.parts[-1]:
-                    self._nothing_to_release(membership)
-
-    @staticmethod
-    def _nothing_to_release(membership: Membership) -> None:
-        """Devices of which no actuator can be asserted are skipped, and say why; `unused` needs no reason."""
-        done = np.all([part.members["phase"] == LEFT for part in membership.parts], axis=0)
-        none = done & np.all([part.members["state"] == State.UNUSED for part in membership.parts], axis=0)
-        why = np.max([part.members["reason"] for part in membership.parts], axis=0)
-        for part in membership.parts:
-            m = part.members
-            m["state"][none] = State.SKIPPED
-            m["reason"][none] = why[none]
-            m["reason"][(m["state"] == State.UNUSED)] = 0
-
     def _admit(self, membership: Membership, part: Part, now: float) -> None:
         """Takes members in, and lets those go who lost a key (R16, R18)."""
         m = part.members
@@ -680,128 +394,6 @@ class Book:
         known, _, _ = self.setpoints[control.actuator].default()
         reason[(reason == 0) & ~known[rows]] = Reason.DEFAULT_UNKNOWN
         return reason
-
-    def _compose(self, setpoints: Setpoints, now: float) -> None:
-        """Desired = the controls that hold the actuator, else the default (R10-R13)."""
-        actuator = setpoints.actuator
-        holders = sorted(
-            (
-                (membership, part)
-                for membership in self.memberships.values()
-                if not membership.release and (not membership.ended or membership.lingers)
-                for part in membership.parts
-                if part.actuator is actuator
-            ),
-            key=lambda pair: pair[0].primacy,
-        )
-        if not holders and setpoints.idle and not self._asserts(actuator):
-            return
-        self._let_go(setpoints, holders, now)
-        n = len(setpoints.columns)
-        before = setpoints.columns["generation"].copy()
-        held = np.zeros(n, bool)
-        first = np.zeros(n, np.int32)
-        second = np.zeros(n, np.int32)
-        owner = np.zeros(n, np.uint32)
-        end_at = np.zeros(n)
-        priority = np.zeros(n, np.uint8)
-        for membership, part in holders:
-            members = part.members[np.isin(part.members["phase"], (HOLDING, LINGERING))]
-            rows = members["row"].astype(np.int64)
-            one, two = self._pair(part, members["asked"])
-            wins = np.ones(len(rows), bool)  # the strongest, which comes last, or the tightest of all that hold (R12)
-            if actuator is Actuator.EXPORT:
-                wins = ~held[rows] | (two <= second[rows])
-            elif actuator is Actuator.ACTIVE:
-                wins = ~held[rows] | (one <= first[rows])
-            held[rows] = True
-            won = rows[wins]
-            first[won], second[won], owner[won] = one[wins], two[wins], membership.slot
-            end_at[won], priority[won] = membership.end_at, membership.selector.priority
-        if actuator in TIGHTEST:
-            known, default_first, default_second = setpoints.default()
-            if actuator is Actuator.EXPORT:
-                limited = held & known & (default_first == 1)
-                second = np.where(limited, np.minimum(second, default_second), second)
-            else:
-                first = np.where(held & known, np.minimum(first, default_first), first)
-        if actuator is Actuator.ACTIVE:
-            first = self.roster.in_steps(actuator, np.arange(n), first)
-        else:
-            second = self.roster.in_steps(actuator, np.arange(n), second)
-        for membership, part in holders:
-            m = part.members
-            mine = owner[m["row"]] == membership.slot
-            gone = (m["phase"] == LINGERING) & ~mine  # somebody else holds it now
-            if gone.any():
-                membership.leave(part, np.flatnonzero(gone))
-            holding = np.isin(m["phase"], (HOLDING, LINGERING))
-            live = holding if actuator in TIGHTEST else holding & mine
-            if (live != m["live"]).any():
-                if (m["live"] & ~live).any():
-                    self._observe(membership, part, now, last=True)
-                m["live"] = live
-                setpoints.stirred = True
-                membership.dirty = membership.news = True
-        released = setpoints.assign(
-            held=held, first=first, second=second, owner=owner, end_at=end_at, priority=priority, now=now
-        )
-        for slot, rows in _by_owner(setpoints.columns["owner"][released], released):
-            heir = self._heir(self._at_slot(slot))
-            if heir is not None:
-                setpoints.columns["owner"][rows] = heir.slot
-                for part in heir.parts:
-                    if part.actuator is actuator:
-                        part.members["release"][np.isin(part.members["row"], rows)] = RELEASE_DUE
-                heir.dirty = heir.news = True
-        self._assert(setpoints, before)
-        for membership in self.memberships.values():
-            for part in membership.parts:
-                m = part.members
-                if part.actuator is actuator and (m["release"] == RELEASE_DUE).any():
-                    taken = (m["release"] == RELEASE_DUE) & held[m["row"]]
-                    if taken.any():  # somebody else holds it now, and owes the release (R34)
-                        m["release"][taken] = NO_RELEASE
-                        membership.dirty = membership.news = True
-                    paid = (m["release"] == RELEASE_DUE) & ~setpoints.columns["armed"][m["row"]]
-                    if paid.any():  # by a release that the books of a worker that died had down to another event
-                        refused = setpoints.columns["refused"][m["row"]]
-                        m["release"][paid] = np.where(refused, RELEASE_REFUSED, RELEASE_CONFIRMED)[paid]
-                        membership.dirty = membership.news = True
-
-    def _let_go(self, setpoints: Setpoints, holders: Sequence[tuple[Membership, Part]], now: float) -> None:
-        """Lingering members whose turn has come leave, unless a successor that has begun will hold the device (R14).
-
-        They stand only for what the device was told: after the window nothing is published for them any more (R28).
-        """
-        if not any(membership.ended for membership, _ in holders):
-            return
-        c = setpoints.columns
-        expected = np.zeros(len(c), bool)
-        for membership, part in holders:
-            if membership.started and not membership.ended:
-                expected[part.members["row"][part.members["phase"] == WAITING]] = True
-        told = c["held"] & (c["published"] == c["generation"])
-        for membership, part in holders:
-            m = part.members
-            rows = m["row"].astype(np.int64)
-            registered, consenting = self.roster.allowed(rows, now)
-            stays = ((m["leaves_at"] > now) | expected[rows]) & told[rows] & registered & consenting
-            over = (m["phase"] == LINGERING) & ~stays
-            if over.any():
-                self._observe(membership, part, now, last=True)
-                membership.leave(part, np.flatnonzero(over))
-
-    def _pair(self, part: Part, asked: I32) -> tuple[I32, I32]:
-        """The pairs (see `domain.command`) that a control asks for."""
-        control = part.control
-        assert control is not None
-        if control.actuator is Actuator.EXPORT:
-            return np.ones_like(asked), asked
-        if control.actuator is Actuator.EMS:
-            watts = np.zeros_like(asked) if control.kind is Kind.STANDBY else asked
-            return np.full_like(asked, self.catalogue.mode_of(control.kind)), watts
-        return asked, np.zeros_like(asked)
 
     def _want_defaults(self, now: float) -> None:
         """Defaults are read when an event is accepted, before its start (R37)."""
@@ -919,9 +511,9 @@ class Book:
             setpoints.asking_for(rows)
         else:
             setpoints.publishing(rows)
-        return self._commands(actuator, rows, query)
+        return self.setpoint_commands(actuator, rows, query)
 
-    def _commands(self, actuator: Actuator, rows: Rows, query: bool) -> Commands:
+    def setpoint_commands(self, actuator: Actuator, rows: Rows, query: bool) -> Commands:
         setpoints = self.setpoints[actuator]
         n = len(rows)
         c = setpoints.columns[rows]
@@ -954,8 +546,8 @@ class Book:
         )
         self.published_news = True
         held = setpoints.columns["held"][rows] & np.isfinite(commands.deadline_at)
-        for slot, index in _by_owner(setpoints.columns["owner"][rows[held]], np.flatnonzero(held)):
-            membership = self._at_slot(slot)
+        for slot, index in by_owner(setpoints.columns["owner"][rows[held]], np.flatnonzero(held)):
+            membership = self.at_slot(slot)
             if membership is None:
                 continue
             first = commands.attempt[index] == 1
@@ -972,9 +564,9 @@ class Book:
         """Folds the answers that came before the acknowledgement of their commands; they were counted then."""
         early_sets, early_queries = setpoints.take_early()
         for sets in early_sets:
-            self._set_results(setpoints, NEVER_SAVED, sets, now, Effects())
+            fold_sets(self, setpoints, NEVER_SAVED, sets, now, Effects())
         for queries in early_queries:
-            self._query_results(setpoints, queries, now)
+            fold_queries(self, setpoints, queries, now)
 
     def refuse(self, ids: U8, now: float) -> None:
         """Commands that could not be said to GoodWe: refused for their value, here instead of there."""
@@ -1056,8 +648,3 @@ class Book:
         return [
             (key[0], m.told or m.counts()) for key, m in self.memberships.items() if not m.closed_at and not m.replaced
         ]
-
-
-def _by_owner(owner: np.ndarray, values: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    """Values grouped by the slot beside them; slot 0 is nobody."""
-    return [(int(slot), values[owner == slot]) for slot in np.unique(owner).tolist() if slot > 0]

@@ -185,6 +185,11 @@ def repeats(values: Rows, mask: Flags) -> Flags:
     return found
 
 
+def by_owner(owner: np.ndarray, values: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """Values grouped by the slot beside them; slot 0 is nobody."""
+    return [(int(slot), values[owner == slot]) for slot in np.unique(owner).tolist() if slot > 0]
+
+
 class Setpoints:
     """All setpoints of one actuator in one shard. `columns` is saved; the rest is rebuilt."""
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from vpp_dispatch.dispatch import pages
 from vpp_dispatch.domain.account import State
+from vpp_dispatch.domain.composition import pairs
 from vpp_dispatch.domain.device import Record
 from vpp_dispatch.domain.inputs import Selector
 from vpp_dispatch.domain.membership import HOLDING, LINGERING, RELEASE_DUE, Membership
@@ -334,8 +335,8 @@ class Oracle:
                     might = {
                         asks(part.control, r) for r in device.records if targeted(s.targets, r) or s.targets.devices
                     }
-                    pairs = list(book._pair(part, part.members["asked"][i : i + 1]))
-                    pair = int(pairs[0][0]), int(pairs[1][0])
+                    one, two = pairs(book, part, part.members["asked"][i : i + 1])
+                    pair = int(one[0]), int(two[0])
                     assert pair in might, f"{s.event} never asked {pair} of {device}"
                     holds.setdefault(row, []).append(((-s.priority, s.created_at, s.event_id), pair))
         for row in range(len(book.roster)):
