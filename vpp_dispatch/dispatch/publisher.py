@@ -134,6 +134,7 @@ class Publisher:
             else:
                 try:
                     await asyncio.wait_for(self.shards.wake.wait(), 0.1)
+                    await asyncio.sleep(GATHER_S)  # more may follow, and each look costs as much as one for all of it
                 except TimeoutError:
                     continue
 

@@ -107,6 +107,7 @@ class Book:
         self._reconciled_at = 0.0
         self._found: list[tuple[Actuator, Due]] = []
         self._found_until = 0.0
+        self._owes: bool | None = None
         self.folded_to: dict[tuple[Actuator, int], int] = {}  # page -> inbox offset that its saved row holds
         self.head_dirty = False
         self.published_news = False
@@ -164,6 +165,7 @@ class Book:
     def look_again(self) -> None:
         """Something has changed: what is due and what is in flight has to be found anew."""
         self.due_at = self._counted_until = self._found_until = 0.0
+        self._owes = None
 
     def _grow(self) -> None:
         for setpoints in self.setpoints.values():
@@ -296,6 +298,7 @@ class Book:
         self._want_defaults(now)
         self._forget(now)
         self.due_at = self._found_until = 0.0
+        self._owes = None
         self.wake_at = self._next_wake(now)
 
     def observe(self, membership: Membership, part: Part, now: float, *, last: bool = False) -> None:
@@ -502,7 +505,9 @@ class Book:
 
     def owes_release(self) -> bool:
         """Whether a device stands without a hold and unconfirmed (R19)."""
-        return any((s.columns["armed"] & ~s.columns["held"]).any() for s in self.setpoints.values())
+        if self._owes is None:
+            self._owes = any((s.columns["armed"] & ~s.columns["held"]).any() for s in self.setpoints.values())
+        return self._owes
 
     def commands(self, actuator: Actuator, rows: Rows, query: bool) -> Commands:
         """The commands of due rows. From here on the devices count as possibly set."""

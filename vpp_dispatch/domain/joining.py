@@ -205,6 +205,10 @@ def fold_sets(book: Book, setpoints: Setpoints, offset: int, results: SetResults
         if len(suspects):
             setpoints.reassert(suspects)
             effects.suspects += len(np.unique(suspects))
+    if len(folded.answered):  # also of those that stand behind it no longer
+        mask = np.zeros(len(results.row), bool)
+        mask[folded.answered] = True
+        _late_results(book, setpoints, offset, results.only(mask), Effects())
     effects.duplicates += len(folded.duplicate)
     for slot, rows in by_owner(columns["owner"][results.row[folded.duplicate]], results.row[folded.duplicate]):
         membership = book.at_slot(slot)
