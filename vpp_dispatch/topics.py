@@ -88,8 +88,8 @@ async def publish(settings: Settings, topic: str, drafts: Sequence[Draft]) -> li
             request_timeout_ms=TIMEOUT_MS,
             **settings.kafka.security.aiokafka(),
         )
-        await producer.start()
         try:
+            await producer.start()
             if not await producer.partitions_for(topic):
                 raise UnknownTopicOrPartitionError(topic)
             sent = [await producer.send(topic, d.value, key=d.key, partition=d.partition) for d in drafts]
