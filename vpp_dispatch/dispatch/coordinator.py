@@ -20,7 +20,9 @@ older rows are dropped once a newer one is delivered.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -53,6 +55,9 @@ from vpp_dispatch.settings import ANY_SOURCE, Settings
 
 SEQUENCES = 32
 """Report sequences that one write of a row reserves."""
+
+SIDE_BY_SIDE = 100
+"""Events that are worked on at the same time."""
 
 EXPIRE_EVERY_S = 60.0
 
@@ -253,6 +258,7 @@ class Coordinator:
             ExternalFault: something was not acknowledged; call it again with the same messages.
         """
         touched: dict[str, Event] = {}
+        waiting: dict[str, list[Callable[[], Awaitable[None]]]] = {}  # by event, each in its order
         for at, message in messages:
             if isinstance(message, ProgressReport):
                 for progress in message.progress:
@@ -262,17 +268,58 @@ class Coordinator:
                         touched[progress.event] = event
                 continue
             origin = (message.origin.topic, message.origin.partition, message.origin.offset)
-            if origin not in self._done and isinstance(message, SwitchTurned):
+            if origin in self._done:
+                continue
+            if isinstance(message, SwitchTurned):  # it counts for what comes after it, and not before
+                await self._side_by_side(waiting)
                 await self._turned(message, at)
                 self._done.add(origin)
-            elif origin not in self._done:
-                await (self._received if isinstance(message, SignalReceived) else self._refused)(message, at, now)
-                self._done.add(origin)
+                continue
+            name, work = self._work(message, at, now)
+            waiting.setdefault(name, []).append(partial(self._once, origin, work))
+        await self._side_by_side(waiting)
         for name, event in touched.items():
             if event.busy:
                 self._open[name] = event
-            await self._save(event)
+            waiting[name] = [partial(self._save, event)]
+        await self._side_by_side(waiting)
         self._done.clear()
+
+    def _work(
+        self, message: SignalReceived | SignalRefused, at: float, now: float
+    ) -> tuple[str, Callable[[], Awaitable[None]]]:
+        """The name of the event that a message is for, and what has to be done for it."""
+        if isinstance(message, SignalRefused):
+            return f"{message.source}/{message.event_id}", partial(self._refused, message, at, now)
+        signal = decode_signal(message.body)
+        if isinstance(signal, Refusal):  # intake could read it: it is of another version
+            name = signal.identity.event_id if signal.identity else ""
+            return f"{message.source}/{name}", partial(self._unread, message, signal, at, now)
+        return signal.key, partial(self._received, message, signal, at, now)
+
+    async def _once(self, origin: tuple[str, int, int], work: Callable[[], Awaitable[None]]) -> None:
+        await work()
+        self._done.add(origin)
+
+    @staticmethod
+    async def _side_by_side(waiting: dict[str, list[Callable[[], Awaitable[None]]]]) -> None:
+        """Does the work of many events at the same time, of each in its order: nearly all of it is waiting for Kafka.
+
+        Raises:
+            ExternalFault: something was not acknowledged; everything that does not follow from it was done.
+        """
+
+        async def in_order(steps: Sequence[Callable[[], Awaitable[None]]]) -> None:
+            for step in steps:
+                await step()
+
+        events = list(waiting.values())
+        waiting.clear()
+        for start in range(0, len(events), SIDE_BY_SIDE):
+            ends = await asyncio.gather(*map(in_order, events[start : start + SIDE_BY_SIDE]), return_exceptions=True)
+            for fault in ends:
+                if isinstance(fault, BaseException):
+                    raise fault
 
     async def _turned(self, message: SwitchTurned, at: float) -> None:
         """Turns a switch, or aborts an event (R36)."""
@@ -316,12 +363,7 @@ class Coordinator:
             found.append("draining")
         return tuple(found)
 
-    async def _received(self, message: Any, at: float, now: float) -> None:
-        signal = decode_signal(message.body)
-        if isinstance(signal, Refusal):
-            # Intake could read it: it is of another version.
-            await self._unread(message, signal, at, now)
-            return
+    async def _received(self, message: SignalReceived, signal: Signal, at: float, now: float) -> None:
         event = await self._event(signal.source, signal.event_id, now)
         if event is None:
             return
@@ -415,15 +457,8 @@ class Coordinator:
             ExternalFault: something was not acknowledged; the next tick does it again.
         """
         await self._tell_switches()
-        for name, event in list(self._open.items()):
-            try:
-                await self._advance(event, now)
-            except ExternalFault:
-                # The others are first at the next tick, should it be this event's fault.
-                self._open[name] = self._open.pop(name)
-                raise
-            if not event.busy:
-                del self._open[name]
+        await self._side_by_side({name: [partial(self._advance, event, now)] for name, event in self._open.items()})
+        self._open = {name: event for name, event in self._open.items() if event.busy}
         self._expire(now)
         await self._drop_some()
         if now >= self._gauge_at:

@@ -110,7 +110,9 @@ def fold_slot_results(book: Book, offset: int, results: SlotResults, now: float,
         kind[read], generation[read] = actuator | QUERY_BIT, c["query"][read]
         mine = (results.actuator == 0) & (results.single == book.catalogue.is_single(actuator)) & (rows >= 0)
         mine &= (kind == 0) & c["open"]
-        ignored |= mine & ~c["held"]
+        release = mine & ~c["held"]
+        ignored |= release
+        setpoints.columns["open"][rows[release & ~results.accepted]] = False  # its slot is free, whatever it says (R40)
         mine &= c["held"]
         kind[mine], generation[mine] = actuator, c["published"][mine]
         attempt[mine], digests[mine] = c["attempt"][mine], c["digest"][mine]
@@ -183,7 +185,7 @@ def _step_aside(book: Book, setpoints: Setpoints, results: SetResults, now: floa
         return
     for membership in book.memberships.values():
         for part in membership.parts:
-            if not membership.ended and part.actuator is setpoints.actuator:
+            if not (membership.ended or membership.release) and part.actuator is setpoints.actuator:
                 book.observe(membership, part, now)
                 part.members["live"][np.isin(part.members["row"], ahead)] = False
                 membership.dirty = True

@@ -169,3 +169,15 @@ def test_r26_accepted_keeps_the_slot_and_applied_frees_it() -> None:
     w.answer([(first, ResultCode.SUCCESS, (NO_VALUE, NO_VALUE))])
     w.run(0.5)
     assert [s.actuator for s in w.sets(sn)] == [EMS, EXPORT]
+
+
+def test_r40_an_answer_to_a_release_frees_its_slot_though_it_confirms_nothing() -> None:
+    w = Slots()
+    (sn,) = w.fleet(1)
+    w.event("a", end=2)
+    w.run(2)
+    w.fate = lambda sent: ResultCode.SUCCESS if sent.query else None
+    w.run(0.5)
+    assert w.book.in_flight(w.now)[0] == 1
+    w.answer([(w.sets(sn)[-1], ResultCode.SUCCESS, (NO_VALUE, NO_VALUE))])
+    assert w.book.in_flight(w.now)[0] == 0 and w.counts("a").release_confirmed == 0
