@@ -114,15 +114,17 @@ class Outlet:
         except Exception as fault:
             raise ExternalFault(f"shard inbox: not acknowledged: {fault!r}", reason="our_kafka") from fault
 
-    async def to_coordinator(self, value: bytes) -> None:
-        """Sends one message to the event inbox; measures this clock against the broker's (R7).
+    async def to_coordinator(self, *values: bytes) -> None:
+        """Sends messages to the event inbox and waits for all; measures this clock against the broker's (R7).
 
         Raises:
             ExternalFault: it was not acknowledged.
         """
         asked_at = time.time()
         try:
-            metadata = await (await self._send(self._topics.event_inbox, 0, Message(key=None, value=value, headers=[])))
+            messages = [Message(key=None, value=value, headers=[]) for value in values]
+            for delivery in [await self._send(self._topics.event_inbox, 0, message) for message in messages]:
+                metadata = await delivery
         except Exception as fault:
             raise ExternalFault(f"event inbox: not acknowledged: {fault!r}", reason="our_kafka") from fault
         now = time.time()
@@ -247,7 +249,7 @@ class Worker:
             worker_redirect_stdouts=False,
             logging_config=logging_config,
         )
-        bulk = {topics.registry, topics.shard_inbox, topics.event_inbox}
+        bulk = {*s.signals.topics, topics.registry, topics.shard_inbox, topics.event_inbox}
         faust_fixes.install(app, bulk_topics=bulk)
         raw: dict[str, Any] = {"schema": faust_fixes.RawSchema(), "internal": True, "allow_empty": True}
         signals = app.topic(*s.signals.topics, **raw)
@@ -287,24 +289,28 @@ class Worker:
 
     async def _signals(self, stream: Any) -> None:
         async for event in stream.noack().events():
-            message = event.message
-            outputs = self.intake.signal(
-                message.topic,
-                message.partition,
-                message.offset,
-                message.timestamp,
-                message.key,
-                message.value,
-                message.headers,
-            )
-            await self._until_done("intake.signal", partial(self._pass_on, outputs))
+            outputs = [
+                self.intake.signal(
+                    event.message.topic,
+                    event.message.partition,
+                    record.offset,
+                    record.timestamp / 1000,
+                    record.key,
+                    record.value,
+                    record.headers,
+                )
+                for record in event.value
+            ]
+            letters = [letter for output in outputs for letter in output.dead_letters]
+            values = [value for output in outputs for value in output.to_coordinator]
+            await self._until_done("intake.signal", partial(self._pass_on, letters, values))
             event.ack()
 
-    async def _pass_on(self, outputs: Any) -> None:
-        if outputs.dead_letters:
-            await self.outlet.write(self.settings.topics.dead_letters, outputs.dead_letters)
-        for value in outputs.to_coordinator:
-            await self.outlet.to_coordinator(value)
+    async def _pass_on(self, letters: Sequence[Message], values: Sequence[bytes]) -> None:
+        if letters:
+            await self.outlet.write(self.settings.topics.dead_letters, letters)
+        if values:
+            await self.outlet.to_coordinator(*values)
 
     async def _registry(self, stream: Any) -> None:
         async for event in stream.noack().events():

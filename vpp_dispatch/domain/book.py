@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vpp_dispatch.domain.account import Counts, Reason, State
 from vpp_dispatch.domain.command import NO_VALUE, U8, Commands, Flags, ResultCode, Results
-from vpp_dispatch.domain.composition import compose
+from vpp_dispatch.domain.composition import TIGHTEST, compose
 from vpp_dispatch.domain.inputs import (
     Cancel,
     Close,
@@ -261,7 +261,7 @@ class Book:
             self.observe(membership, part, now, last=True)
         if not membership.ended:
             membership.end_at = min(membership.end_at, now)
-            membership.end()
+            membership.end(self._behind(membership))
         if membership.release:
             for part in membership.parts:
                 part.members["live"] = False
@@ -320,7 +320,7 @@ class Book:
         if now >= membership.end_at:
             for part in membership.parts:
                 self.observe(membership, part, now, last=True)
-            membership.end()
+            membership.end(self._behind(membership))
             heir = self.heir(membership)
             if heir is not None and heir is not membership and not heir.cancelled:
                 self._wait_for(membership, heir)
@@ -328,6 +328,15 @@ class Book:
         if membership.started:
             for part in membership.parts:
                 self._admit(membership, part, now)
+
+    def _behind(self, membership: Membership) -> list[Flags]:
+        """By part, the members whose setpoint is the event's by the last composition, those that stepped aside too."""
+        found = []
+        for part in membership.parts:
+            c, rows = self.setpoints[part.actuator].columns, part.members["row"]
+            mine = c["held"][rows]
+            found.append(mine if part.actuator in TIGHTEST else mine & (c["owner"][rows] == membership.slot))
+        return found
 
     def _wait_for(self, membership: Membership, heir: Membership) -> None:
         """What a replaced revision holds goes on until the new one has decided, device by device (R13, R14)."""

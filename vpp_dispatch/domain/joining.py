@@ -104,16 +104,19 @@ def fold_slot_results(book: Book, offset: int, results: SlotResults, now: float,
     kind, generation = np.zeros(n, np.uint8), np.zeros(n, np.uint32)
     attempt, digests = np.zeros(n, np.uint8), np.zeros(n, np.uint64)
     ignored = np.zeros(n, bool)
+    asked_at = np.full(n, -np.inf)
     for actuator, setpoints in book.setpoints.items():
         c = setpoints.columns[rows]
         read = (results.actuator == (actuator | QUERY_BIT)) & (rows >= 0)
         kind[read], generation[read] = actuator | QUERY_BIT, c["query"][read]
         mine = (results.actuator == 0) & (results.single == book.catalogue.is_single(actuator)) & (rows >= 0)
-        mine &= (kind == 0) & c["open"]
+        mine &= c["open"]
         release = mine & ~c["held"]
-        ignored |= release
+        ignored |= release & (kind == 0)
         setpoints.columns["open"][rows[release & ~results.accepted]] = False  # its slot is free, whatever it says (R40)
-        mine &= c["held"]
+        # Another actuator's setpoint on the topic may have timed out before this one was published.
+        mine &= c["held"] & (c["published_at"] > asked_at)
+        asked_at[mine] = c["published_at"][mine]
         kind[mine], generation[mine] = actuator, c["published"][mine]
         attempt[mine], digests[mine] = c["attempt"][mine], c["digest"][mine]
         ignored[mine] = False

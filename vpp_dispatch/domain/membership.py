@@ -316,15 +316,19 @@ class Membership:
             m["reason"][index] = reason
         self.dirty = self.news = True
 
-    def end(self) -> None:
-        """The window is over: who held and never stood behind a setpoint was superseded; the rest keeps its state."""
+    def end(self, behind: Sequence[Flags] = ()) -> None:
+        """The window is over: who held and never stood behind a setpoint was superseded; the rest keeps its state.
+
+        `behind`: by part, whose setpoint is still this event's, though the device is unknown just now (R26).
+        """
         held = won = 0
-        for part in self.parts if not self.release else ():
+        for i, part in enumerate(self.parts if not self.release else ()):
             m = part.members
             holding = m["phase"] == HOLDING
             held += int(holding.sum())
-            won += int((holding & m["live"]).sum())
-            never = holding & ~m["live"] & (m["state"] == State.PENDING)
+            stands = m["live"] | behind[i] if behind else m["live"]
+            won += int((holding & stands).sum())
+            never = holding & ~stands & (m["state"] == State.PENDING)
             m["state"][never] = State.SKIPPED
             m["reason"][never] = Reason.SUPERSEDED
             # Never judged: not needed if the event was cancelled before; else the service was away, nothing was sent.
