@@ -69,17 +69,11 @@ async def until_applied(stack: Stack, event_id: str, n: int = DEVICES, timeout_s
     await stack.until(lambda: applied(stack, event_id) >= n, timeout_s, f"{n} devices of {event_id} to apply")
 
 
-def gauge(stack: Stack, worker: Child, name: str) -> int:
-    """A number that a worker tells on its metrics page."""
-    page = stack.metrics(worker).splitlines()
-    return int(float(next(line.split()[-1] for line in page if line.startswith(f"vpp_dispatch_{name} "))))
-
-
 async def until_ready(stack: Stack, *workers: Child, devices: int = DEVICES) -> None:
     """Waits until these workers, which are all, are ready and know all devices with both keys."""
     await stack.until_ready(*workers)
     await stack.until(
-        lambda: sum(gauge(stack, worker, "devices_authorized") for worker in workers) == devices, 20, "the registry"
+        lambda: sum(stack.gauge(worker, "devices_authorized") for worker in workers) == devices, 20, "the registry"
     )
 
 
@@ -127,7 +121,7 @@ def between(found: list[Command], first: float, last: float = float("inf")) -> l
 
 def owned(stack: Stack, worker: Child) -> int:
     """Shards that a worker owns, as it says."""
-    return gauge(stack, worker, "owned_shards")
+    return stack.gauge(worker, "owned_shards")
 
 
 async def test_kill_9_at_each_point_loses_nothing_and_counts_nothing_twice(stack: Stack) -> None:

@@ -37,7 +37,7 @@ async def fleet(stack: Stack) -> list[dict[str, Any]]:
 
 async def test_a_dispatch_to_2000_inverters_adds_up(stack: Stack) -> None:
     await stack.start(inverters=2000, simulator=["--offline", "0.03", "--no-consent", "0.02", "--series", "ETU,ETT"])
-    await stack.until_ready(stack.start_worker())
+    await stack.until_ready(stack.start_worker(), registered=2000)
     now = time.time()
     discharge = [{"kind": "discharge", "each_w": 1000}]
     signal = stack.signal("dis-1", start_at=now + 5, end_at=now + 15, targets={"all": True}, controls=discharge)
@@ -56,7 +56,7 @@ async def test_a_dispatch_to_2000_inverters_adds_up(stack: Stack) -> None:
 
 async def test_a_stronger_event_is_cancelled_and_the_weaker_resumes(stack: Stack) -> None:
     await stack.start(inverters=60, simulator=["--series", "ETU"])
-    await stack.until_ready(stack.start_worker())
+    await stack.until_ready(stack.start_worker(), registered=60)
     everyone = {"all": True}
     end = time.time() + 25
     await stack.send(stack.signal("weak", end_at=end, priority=200, targets=everyone, controls=charge(1500)))
@@ -76,7 +76,7 @@ async def test_a_stronger_event_is_cancelled_and_the_weaker_resumes(stack: Stack
 
 async def test_the_tightest_limit_holds_and_a_pv_family_in_percent_takes_part(stack: Stack) -> None:
     await stack.start(inverters=80, simulator=["--series", "ETU,DTU,DSN", "--registered-limits", "0.5"])
-    await stack.until_ready(stack.start_worker())
+    await stack.until_ready(stack.start_worker(), registered=80)
     end = time.time() + 18
     everyone = {"all": True}
     for name, watts in (("tight", 1500), ("loose", 50_000)):
@@ -91,7 +91,7 @@ async def test_the_tightest_limit_holds_and_a_pv_family_in_percent_takes_part(st
 
 async def test_a_registry_change_and_a_withdrawal_in_mid_event_release_and_send_nothing_more(stack: Stack) -> None:
     await stack.start(inverters=40, simulator=["--series", "ETU"])
-    await stack.until_ready(stack.start_worker())
+    await stack.until_ready(stack.start_worker(), registered=40)
     sns = [d["sn"] for d in await fleet(stack)]
     await stack.send(stack.signal("a", end_at=time.time() + 20, targets={"all": True}, controls=charge(1000)))
     await stack.until_devices("a", "applied", 40)
@@ -111,7 +111,7 @@ async def test_a_registry_change_and_a_withdrawal_in_mid_event_release_and_send_
 
 async def test_signals_of_any_tool_and_bad_input_of_each_kind(stack: Stack) -> None:
     await stack.start(inverters=20, simulator=["--series", "ETU"])
-    await stack.until_ready(stack.start_worker())
+    await stack.until_ready(stack.start_worker(), registered=20)
 
     def event(name: str, **more: Any) -> dict[str, Any]:
         fields: dict[str, Any] = {"end_at": time.time() + 12, "targets": {"all": True}, "controls": charge(500)}

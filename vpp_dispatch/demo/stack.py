@@ -284,10 +284,21 @@ class Stack:
             self._ports[worker.name] = int(line["http_port"])
         return self._ports[worker.name]
 
-    async def until_ready(self, *workers: Child, timeout_s: float = 60) -> None:
-        """Waits until these workers say that they are ready."""
+    async def until_ready(self, *workers: Child, timeout_s: float = 60, registered: int = 0) -> None:
+        """Waits until these workers say that they are ready, and know so many registered devices together."""
         for worker in workers:
             await self.until(lambda worker=worker: self._is_ready(worker), timeout_s, f"{worker.name} to be ready")  # type: ignore[misc]
+
+        def known() -> bool:
+            return sum(self.gauge(worker, "devices_registered") for worker in workers) >= registered
+
+        if registered:
+            await self.until(known, timeout_s, f"{registered} devices to be registered")
+
+    def gauge(self, worker: Child, name: str) -> int:
+        """A number that a worker tells on its metrics page."""
+        page = self.metrics(worker).splitlines()
+        return int(float(next(line.split()[-1] for line in page if line.startswith(f"vpp_dispatch_{name} "))))
 
     def _is_ready(self, worker: Child) -> bool:
         if not worker.running:
