@@ -64,8 +64,7 @@ async def test_r36_without_our_kafka_all_that_is_held_is_given_back_and_the_serv
     await stack.start(inverters=DEVICES, simulator=["--series", "ETU"])
     worker = stack.start_worker()
     await stack.until_ready(worker)
-    known = f"vpp_dispatch_devices_authorized {DEVICES}"
-    await stack.until(lambda: known in stack.metrics(worker), 20, "the whole fleet to be known")
+    await stack.until(lambda: stack.gauge(worker, "devices_authorized") == DEVICES, 20, "the whole fleet to be known")
     sns = sorted(await devices_of(stack))
     over, running = sns[:30], sns[30:50]
     now = time.time()

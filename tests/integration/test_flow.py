@@ -87,7 +87,7 @@ async def test_r40_one_device_events_beside_a_large_one(stack: Stack) -> None:
     targets = {"groups": sorted(groups)}
     await stack.send(stack.signal("large", end_at=start + 300, priority=100, targets=targets, controls=limit(1000)))
     await stack.until_devices("large", "applied", 100, 40)  # the window was full once; from now on slots become free
-    end = time.time() + 25
+    end = time.time() + 20
     signals = [
         stack.signal(
             f"one-{i:03d}",

@@ -51,14 +51,13 @@ async def start(stack: Stack, devices: Iterable[Device], *options: str) -> None:
     await stack.start(simulator=["--fleet-file", str(file), *options])
     worker = stack.start_worker()
     await stack.until_ready(worker)
-    await eventually(lambda: metric(stack, "devices_authorized") == len(lines), 20, "the whole fleet to be known")
+    await stack.until(lambda: gauge(stack, "devices_authorized") == len(lines), 20, "the whole fleet to be known")
 
 
-def metric(stack: Stack, name: str) -> float:
-    """What the only worker tells on its metrics page under a name, labels included; 0 if it tells none."""
+def gauge(stack: Stack, name: str) -> int:
+    """A number that the only worker tells on its metrics page, by its name with the labels."""
     [worker] = stack.workers.values()
-    lines = stack.metrics(worker).splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"vpp_dispatch_{name} "))
+    return stack.gauge(worker, name)
 
 
 def sns(devices: Iterable[Device], group: str) -> list[str]:
@@ -255,8 +254,8 @@ async def test_r11_events_for_overlapping_groups_share_devices_by_actuator_and_a
 async def _told_offline(stack: Stack) -> None:
     """Waits until the service has read telemetry that was asked for after now."""
     calls = 'realtime_calls_total{interface="operation",outcome="ok"}'
-    before = metric(stack, calls)
-    await eventually(lambda: metric(stack, calls) >= before + 2, 20, "telemetry to be read again")
+    before = gauge(stack, calls)
+    await stack.until(lambda: gauge(stack, calls) >= before + 2, 20, "telemetry to be read again")
 
 
 def _power(report: dict[str, Any]) -> dict[str, int | None]:
@@ -474,5 +473,4 @@ async def turn(stack: Stack, name: SwitchName, *, on: bool, event: str | None = 
     """Turns a switch as `vpp-dispatch switch` does, and waits until the worker has taken it."""
     await asyncio.to_thread(record, stack.loaded(), name, on=on, by="test", reason="the test wants it", event=event)
     if name != "abort":
-        gauge = f'switches{{switch="{name}"}}'
-        await eventually(lambda: metric(stack, gauge) == on, 10, f"{name} to be taken")
+        await stack.until(lambda: gauge(stack, f'switches{{switch="{name}"}}') == on, 10, f"{name} to be taken")

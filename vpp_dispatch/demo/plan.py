@@ -120,8 +120,8 @@ class Plan:
         await asyncio.gather(
             self._come_back(self._offline()[::2]),
             self._discharge_and_cancel(begin + 2 * self.seconds),
+            self._limit_generation(),
         )
-        await self._limit_generation()
         await self._lose_connection_over_the_end(6)
         for event_id in self.played:
             await self._until(lambda event_id=event_id: self._closed(event_id), _CLOSE_S, f"{event_id} to close")  # type: ignore[misc]
@@ -229,19 +229,9 @@ class Plan:
         self.course.mark(f"{heir.name} owns its {shards} shards")
 
     async def _cancel_discharge(self) -> None:
-        played = self.played[DISCHARGE]
         rows = self.stack.outcomes(DISCHARGE).items()
         sns = [sn for (sn, _), row in rows if row["state"] in ("applied", "verified")]
-        body = self.stack.signal(DISCHARGE, revision=2, action="cancel", reason="the peak is over")
-        self.say("operator", f"signal {DISCHARGE} r2: cancel; {CHARGE} below it still runs")
-        self.course.mark(f"{DISCHARGE} is cancelled")
-        self.played[DISCHARGE] = replace(
-            played,
-            asked=f"{played.asked}, then cancelled",
-            over_at=time.time() + CANCEL_S,
-            cancelled=True,
-        )
-        await self.stack.send(body, key=DISCHARGE.encode())
+        await self._cancel(DISCHARGE, f"the peak is over; {CHARGE} below it still runs")
         begin = time.monotonic()
         mode = EMS_MODES["charge"]
         back = [sn for sn in sns if self.stack.outcomes(CHARGE).get((sn, "charge"), {}).get("state") != "skipped"]
@@ -255,6 +245,20 @@ class Plan:
             f"{len(back)} inverters went from discharging back to charging, {time.monotonic() - begin:.1f} s later",
         )
 
+    async def _cancel(self, event_id: str, reason: str) -> None:
+        """Cancels an event; its ramp down counts for its releases."""
+        played = self.played[event_id]
+        body = self.stack.signal(event_id, revision=2, action="cancel", reason=reason)
+        self.say("operator", f"signal {event_id} r2: cancel, {reason}")
+        self.course.mark(f"{event_id} is cancelled")
+        self.played[event_id] = replace(
+            played,
+            asked=f"{played.asked}, then cancelled",
+            over_at=time.time() + CANCEL_S,
+            cancelled=True,
+        )
+        await self.stack.send(body, key=event_id.encode())
+
     async def _limit_generation(self) -> None:
         """Two controls on other actuators than the charge, which goes on; starts and releases staggered (R11, R14)."""
         now = time.time()
@@ -265,10 +269,11 @@ class Plan:
             targets={"areas": [NEIGHBOUR]},
             priority=30,
             start_at=now + 1,
-            end_at=now + 12,
+            end_at=now + self.seconds,
             ramp_s=4,
         )
         await self._settled(GENERATION)
+        await self._cancel(GENERATION, "the cloud has passed")
 
     async def _lose_connection_over_the_end(self, count: int) -> None:
         """The EMS mode latches: what cannot be reached at the end of its window stays set until it is back (R19)."""

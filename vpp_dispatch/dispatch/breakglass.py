@@ -30,8 +30,7 @@ TELL_AGAIN_S = 60.0
 
 
 class BreakGlass:
-    """The files of one worker. `before` and `after` never run at the same time for one shard: the disk is slower than
-    the loop, so both wait for it outside of the loop, one after the other."""
+    """The files of one worker. `before` and `after` run one after the other, since both may wait for the disk."""
 
     def __init__(self, *, folder: Path, metrics: Metrics, log: Any) -> None:
         self._files = HeldFiles(folder)
@@ -92,11 +91,12 @@ class BreakGlass:
     async def _write(self, work: dict[int, tuple[Book, list[Entry]]]) -> None:
         if not work:
             return
-        whole = {
-            shard: (book.epoch, entries, self._all(book) if self._is_due(book) else None)
-            for shard, (book, entries) in work.items()
-        }
-        failed = await asyncio.to_thread(self._to_disk, whole)
+        # An append is one write into the system's cache, and quicker than a thread would get to it beside a busy loop. A
+        # file that is written anew waits for the disk, so that the loop must not.
+        anew = {shard: (book.epoch, self._all(book)) for shard, (book, _) in work.items() if self._is_due(book)}
+        failed = self._append({shard: part for shard, part in work.items() if shard not in anew})
+        if anew:
+            failed |= await asyncio.to_thread(self._rewrite, anew)
         for shard, fault in failed.items():
             self._filed.pop(shard, None)  # nothing is known of the file any more
             self._metrics.break_glass_failures.add()
@@ -121,15 +121,21 @@ class BreakGlass:
             self._rows_of(book, actuator)[rows] = setpoints.columns["generation"][rows]
         return entries
 
-    def _to_disk(self, work: dict[int, tuple[int, list[Entry], list[Entry] | None]]) -> dict[int, OSError]:
+    def _append(self, work: dict[int, tuple[Book, list[Entry]]]) -> dict[int, OSError]:
+        failed: dict[int, OSError] = {}
+        for shard, (book, entries) in work.items():
+            try:
+                self._files.append(shard, book.epoch, entries)
+            except OSError as fault:
+                failed[shard] = fault
+        return failed
+
+    def _rewrite(self, work: dict[int, tuple[int, list[Entry]]]) -> dict[int, OSError]:
         failed: dict[int, OSError] = {}
         with self._writing:
-            for shard, (epoch, entries, everything) in work.items():
+            for shard, (epoch, entries) in work.items():
                 try:
-                    if everything is not None:
-                        self._files.rewrite(shard, epoch, everything)
-                    else:
-                        self._files.append(shard, epoch, entries)
+                    self._files.rewrite(shard, epoch, entries)
                 except OSError as fault:
                     failed[shard] = fault
         return failed
