@@ -133,7 +133,7 @@ async def test_r28_r40_results_slower_than_the_window_turns(stack: Stack) -> Non
     start = time.time() + 3  # both are known by then, and take turns
     for event_id, feeder, seconds in (("cancelled", "feeder-01", 200.0), ("over", "feeder-02", 10.0)):
         targets = {"groups": [feeder]}
-        window = {"start_at": start, "end_at": start + seconds}
+        window: dict[str, Any] = {"start_at": start, "end_at": start + seconds}
         await stack.send(stack.signal(event_id, **window, targets=targets, controls=limit(1000)))
 
     def published() -> int:
@@ -187,7 +187,7 @@ async def test_r22_r27_topics_out_of_step_leave_nobody_latched(stack: Stack) -> 
     )
     for i, (first, last, priority, kind, watts) in enumerate(plan):
         controls = power(kind, watts) if watts else [{"kind": kind}]
-        window = {"start_at": start + first, "end_at": start + last}
+        window: dict[str, Any] = {"start_at": start + first, "end_at": start + last}
         signal = stack.signal(f"e{i}", **window, priority=priority, targets={"all": True}, controls=controls)
         await stack.send(signal)
     for i in range(len(plan)):

@@ -81,9 +81,13 @@ async def test_an_event_runs_and_ends_clean_in_rough_weather(stack: Stack) -> No
     await stack.send(stack.signal("rough", end_at=end, targets=EVERYONE, controls=CHARGE))
     await stack.until_devices("rough", "applied", 120, 22)
     # In mid event, and in mid reading: the token ends between two pages; a limit that names no time to wait.
-    await stack.tell("/sim/faults", {"realtime": {"token_expires_next": 2, "retry_after_s": None}})
+    await stack.tell(
+        "/sim/faults", {"realtime": {"token_expires_next": 2, "rate_limit_next": 2, "retry_after_s": None}}
+    )
     await until_read(stack, "authorized-sns", 4)
-    await stack.tell("/sim/faults", {"realtime": {"rate_limit_style": "code", "token_error": "code"}})
+    await stack.tell(
+        "/sim/faults", {"realtime": {"rate_limit_next": 2, "rate_limit_style": "code", "token_error": "code"}}
+    )
     await until_read(stack, "authorized-sns", 4)
     report = await stack.until_closed("rough", 180)
     assert report["devices"]["targeted"] == 250 == sum(report["devices"].values()) - 250
