@@ -91,7 +91,7 @@ class BreakGlass:
     async def _write(self, work: dict[int, tuple[Book, list[Entry]]]) -> None:
         if not work:
             return
-        # An append is one write into the system's cache, and quicker than a thread would get to it beside a busy loop. A
+        # An append is one write into the system's cache, done before a thread would get to run beside a busy loop. A
         # file that is written anew waits for the disk, so that the loop must not.
         anew = {shard: (book.epoch, self._all(book)) for shard, (book, _) in work.items() if self._is_due(book)}
         failed = self._append({shard: part for shard, part in work.items() if shard not in anew})

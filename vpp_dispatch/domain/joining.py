@@ -97,7 +97,8 @@ def fold_results(book: Book, offset: int, results: Results, now: float, effects:
 def fold_slot_results(book: Book, offset: int, results: SlotResults, now: float, effects: Effects) -> None:
     """Results without an id: each answers what was asked last of its device on its topics (R26).
 
-    A release is published beside an unanswered setpoint, so no result can confirm it; queries do.
+    A release is published beside an unanswered setpoint, so no result can confirm it; queries do. While one is the
+    newest, an older setpoint's answer is ignored with it: it is repeated with equal content.
     """
     rows = np.array([book.roster.row_of.get(sn, -1) for sn in results.sn], np.int64)
     n = len(rows)
@@ -105,21 +106,21 @@ def fold_slot_results(book: Book, offset: int, results: SlotResults, now: float,
     attempt, digests = np.zeros(n, np.uint8), np.zeros(n, np.uint64)
     ignored = np.zeros(n, bool)
     asked_at = np.full(n, -np.inf)
-    for actuator, setpoints in book.setpoints.items():
+    for actuator, setpoints in book.setpoints.items() if len(book.roster) else ():
         c = setpoints.columns[rows]
         read = (results.actuator == (actuator | QUERY_BIT)) & (rows >= 0)
         kind[read], generation[read] = actuator | QUERY_BIT, c["query"][read]
         mine = (results.actuator == 0) & (results.single == book.catalogue.is_single(actuator)) & (rows >= 0)
-        mine &= c["open"]
-        release = mine & ~c["held"]
-        ignored |= release & (kind == 0)
-        setpoints.columns["open"][rows[release & ~results.accepted]] = False  # its slot is free, whatever it says (R40)
         # Another actuator's setpoint on the topic may have timed out before this one was published.
-        mine &= c["held"] & (c["published_at"] > asked_at)
+        mine &= c["open"] & (c["published_at"] > asked_at)
         asked_at[mine] = c["published_at"][mine]
+        release = mine & ~c["held"]
+        ignored[mine] = release[mine]
+        setpoints.columns["open"][rows[release & ~results.accepted]] = False  # its slot is free, whatever it says (R40)
+        kind[release] = 0
+        mine &= ~release
         kind[mine], generation[mine] = actuator, c["published"][mine]
         attempt[mine], digests[mine] = c["attempt"][mine], c["digest"][mine]
-        ignored[mine] = False
     spoken = ignored & (kind == 0) & (rows >= 0)
     book.roster.answered(rows[spoken], results.code[spoken], results.at[spoken])
     keep = ~spoken

@@ -11,7 +11,7 @@ from vpp_dispatch.domain.command import NO_VALUE, ResultCode
 from vpp_dispatch.domain.inputs import SlotResults
 from vpp_dispatch.domain.signal import QUERY_BIT, Actuator, Control, Form, Kind
 
-from .world import AUTO, SHARD, Catalogue, Sent, World, digests_of
+from .world import AUTO, NO_LIMIT, SHARD, Catalogue, Sent, World, digests_of
 
 EMS, EXPORT, ACTIVE = Actuator.EMS, Actuator.EXPORT, Actuator.ACTIVE
 
@@ -181,3 +181,48 @@ def test_r40_an_answer_to_a_release_frees_its_slot_though_it_confirms_nothing() 
     assert w.book.in_flight(w.now)[0] == 1
     w.answer([(w.sets(sn)[-1], ResultCode.SUCCESS, (NO_VALUE, NO_VALUE))])
     assert w.book.in_flight(w.now)[0] == 0 and w.counts("a").release_confirmed == 0
+
+
+def test_r26_an_answer_belongs_to_what_was_asked_last_on_its_topic() -> None:
+    w = Slots()
+    (sn,) = w.fleet(1)
+    w.event("a", controls=both(), end=100)
+    w.fate = lambda sent: ResultCode.SUCCESS if sent.query else None
+    w.run(3.5)  # the first setpoint timed out, and the second is out
+    first, second = w.sets(sn)[:2]
+    assert (first.actuator, second.actuator) == (EMS, EXPORT)
+    w.fate = lambda sent: None
+    w.answer([(second, ResultCode.SUCCESS, (NO_VALUE, NO_VALUE))])
+    ems, export = (w.book.setpoints[a].columns[0] for a in (EMS, EXPORT))
+    assert export["acknowledged"] == export["generation"] and ems["acknowledged"] != ems["generation"]
+
+
+def test_r26_a_newer_release_s_answer_does_not_pass_for_an_older_setpoint_s() -> None:
+    w = Slots()
+    (sn,) = w.fleet(1)
+    export = Control(kind=Kind.EXPORT_LIMIT, form=Form.EACH_W, each_w=500)
+    w.event("short", controls=(export,), end=2)
+    w.run(1)
+    w.fate = lambda sent: ResultCode.SUCCESS if sent.query else None
+    w.event("long", end=100)
+    w.run(1.5)
+    charge, release = w.sets(sn)[-2:]
+    assert (charge.actuator, release.actuator, release.pair) == (EMS, EXPORT, NO_LIMIT)
+    w.answer([(release, ResultCode.SUCCESS, (NO_VALUE, NO_VALUE))])
+    ems = w.book.setpoints[EMS].columns[0]
+    assert ems["acknowledged"] != ems["generation"]
+
+
+def test_r26_a_shard_without_devices_takes_an_answer_for_an_orphan() -> None:
+    w = Slots()
+    result = SlotResults(
+        sn=["9010KETU000W7777"],
+        actuator=np.zeros(1, np.uint8),
+        single=np.zeros(1, bool),
+        code=np.zeros(1, np.uint8),
+        accepted=np.zeros(1, bool),
+        first=np.full(1, NO_VALUE, np.int32),
+        second=np.full(1, NO_VALUE, np.int32),
+        at=np.full(1, w.now),
+    )
+    assert w.book.step([(3, result)], w.now).orphans == [3]
