@@ -271,7 +271,7 @@ async def test_r14_ramps_spread_starts_and_releases_and_events_back_to_back_do_n
     await start(stack, fleet)
     row, cut = {"groups": ["row"]}, {"groups": ["cut"]}
     first = time.time() + 3
-    middle, last = first + 8, first + 16
+    middle, last = first + 10, first + 20
     ramps: dict[str, Any] = {"ramp_up_s": 4, "ramp_down_s": 4}
 
     def charge(watts: int) -> list[dict[str, Any]]:
@@ -284,7 +284,8 @@ async def test_r14_ramps_spread_starts_and_releases_and_events_back_to_back_do_n
     await cancel(stack, "cut", ramp_down_s=5)
     for event_id, code in (("one", 3), ("two", 3), ("cut", 6)):
         report = await stack.until_closed(event_id)
-        assert told(report) == {"targeted": 60, "applied": 60}, event_id
+        odd = [row for row in stack.outcomes(event_id).values() if row["state"] not in ("applied", "verified")]
+        assert told(report) == {"targeted": 60, "applied": 60}, f"{event_id}: {odd[:1]} and {len(odd) - 1} more"
         assert stack.codes(event_id)[-1][1] == code
     assert (stack.report("one") or {})["release"]["due"] == 0, "whoever holds last owes the release"
     for event_id in ("two", "cut"):
