@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tests.audit import Case, Command, Evidence, Limits, Topics, Verdict, Wire, collect, examine
@@ -47,7 +48,9 @@ async def _evidence(stack: Stack) -> Evidence:
     dump = await stack.ask("/sim/dump")
     return await collect(
         stack.bootstrap_servers,
-        topics=Topics.of_profile(stack.profile, prefix=stack.prefix),
+        topics=replace(
+            Topics.of_profile(stack.profile, prefix=stack.prefix), signals=tuple(stack.loaded().signals.topics)
+        ),
         goodwe_bootstrap_servers=stack.goodwe_servers,
         dumps=[dump],
     )
