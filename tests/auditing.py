@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from tests.audit import Case, Command, Evidence, Limits, Topics, Verdict, Wire, collect, examine
@@ -48,9 +47,7 @@ async def _evidence(stack: Stack) -> Evidence:
     dump = await stack.ask("/sim/dump")
     return await collect(
         stack.bootstrap_servers,
-        topics=replace(
-            Topics.of_profile(stack.profile, prefix=stack.prefix), signals=tuple(stack.loaded().signals.topics)
-        ),
+        topics=Topics.of_profile(stack.profile, prefix=stack.prefix),
         goodwe_bootstrap_servers=stack.goodwe_servers,
         dumps=[dump],
     )

@@ -59,12 +59,6 @@ def _left_set(case: Case, sn: str, device: dict[str, Any], accounts: dict[int, d
         start = allowed[0] if allowed else ()
         if start and all(v in (d, owner.get(n, d)) for n, v, d in zip(names, values, start, strict=True)):
             continue
-        opted_out = any(
-            row.body["reason"] == "opted_out" and row.body["sn"] == sn for r in case.targeting[sn] for row in r.rows
-        )
-        if opted_out and set(owner) & set(names):  # perhaps only one of two: what was read twice is the choice (R27)
-            case.notes.append(f"{sn}: {actuator} stays at {values}, of which its owner chose a part and opted out")
-            continue
         owed = sum(
             accounts[id(r)]["pending"] + accounts[id(r)]["refused"] for r in case.targeting[sn] if id(r) in accounts
         )

@@ -33,7 +33,7 @@ LONG_S = 150.0
 async def variant(kafka: Kafka, topic_prefix: str, tmp_path: Path) -> AsyncIterator[Stack]:
     """A stack whose GoodWe speaks the second profile; releases need two queries, so the result timeout is short."""
     made = Stack(bootstrap_servers=kafka.bootstrap_servers, prefix=topic_prefix, folder=tmp_path, goodwe="variant")
-    made.settings |= {"GOODWE__RESULT_TIMEOUT_S": "3", "DISPATCH__SETTLE_GRACE_S": "90"}
+    made.settings |= {"GOODWE__RESULT_TIMEOUT_S": "4", "DISPATCH__SETTLE_GRACE_S": "90"}
     yield made
     await made.stop()
 

@@ -9,8 +9,10 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
+from tests.audit import Limits, Topics, Verdict, Wire, collect, examine
 from tests.auditing import audited
 from tests.waiting import eventually
 from vpp_dispatch.cli.switch import SwitchName, record
@@ -353,8 +355,25 @@ async def test_r15_a_release_drops_what_its_own_source_holds_and_nothing_else(st
     report = await stack.until_closed("later")
     assert told(report) == {"targeted": 35, "applied": 35}, "what is scheduled stays"
     await all_at_default(stack)
-    verdict = await audited(stack, events=4)
+    await _audited_of(stack, topics, events=4)
+
+
+async def _audited_of(stack: Stack, topics: Iterable[str], *, events: int) -> Verdict:
+    """As `audited`, where sources have signals topics of their own."""
+    settings = stack.loaded()
+    names = replace(Topics.of_profile(stack.profile, prefix=stack.prefix), signals=tuple(topics))
+    dump = await stack.ask("/sim/dump")
+    evidence = await collect(stack.bootstrap_servers, topics=names, dumps=[dump])
+    limits = Limits(
+        consent_refresh_s=settings.fleet.consent_refresh_s,
+        result_timeout_s=settings.goodwe.result_timeout_s,
+        max_in_flight=settings.goodwe.max_in_flight,
+        expect_events=events,
+    )
+    verdict = examine(evidence, limits, Wire.read(stack.profile))
+    assert not verdict.violations, f"the audit found\n{verdict}"
     assert verdict.checked["release_signals.holds"], verdict
+    return verdict
 
 
 async def test_r27_the_owners_choice_is_sent_over_once_and_then_left_alone(stack: Stack) -> None:

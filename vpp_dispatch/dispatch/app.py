@@ -484,7 +484,7 @@ class Worker:
             if self.running:
                 self._take_positions()
                 now = time.time()
-                await self.shards.tick(now)
+                self.shards.tick(now)
                 self.publisher.skew_s = self.outlet.skew_s
                 self.metrics.clock_skew_seconds.set(self.outlet.skew_s)
                 if not self._caught_up and self.shards.books and self.shards.all_read_up():

@@ -76,9 +76,6 @@ class Held:
     oldest_debt_at: float
 
 
-NOTHING_HELD = Held(held=0, debts=0, refused=0, past_window=0, oldest_hold_at=np.inf, oldest_debt_at=np.inf)
-
-
 class Book:
     """All devices of one shard, their setpoints and the events that target them."""
 
@@ -613,8 +610,6 @@ class Book:
     def held(self, actuator: Actuator, now: float) -> Held:
         """What the shard's devices hold and owe."""
         c = self.setpoints[actuator].columns
-        if not c["armed"].any():
-            return NOTHING_HELD
         held, debt = c["held"], c["armed"] & ~c["held"]
         late = held & (c["end_at"] < now)
         for membership in self.memberships.values():

@@ -241,10 +241,10 @@ async def test_r08_an_inbox_record_that_cannot_be_read_is_a_dead_letter_with_its
     assert len(w.shards.books[3].roster) == 1, "the stream goes on"
 
 
-async def test_nothing_is_decided_before_the_inbox_is_read_up() -> None:
+def test_nothing_is_decided_before_the_inbox_is_read_up() -> None:
     w = Worker(end=3)
     w.devices()
-    await w.shards.tick(w.now)
+    w.shards.tick(w.now)
     assert not w.shards.all_read_up()
     w.event()
     assert w.shards.all_read_up()
