@@ -22,6 +22,14 @@ from vpp_dispatch.demo.broker import Broker
 IMAGE = "apache/kafka:4.3.0"
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Say at once which test failed and why: a run that is cut off would never come to its summary."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\n{report.nodeid} failed in its {report.when} after {report.duration:.0f} s:", flush=True)
+        print(report.longreprtext[-4_000:], flush=True)
+
+
 @dataclass(frozen=True)
 class Kafka:
     """A running cluster that tests may use, but not break."""
