@@ -10,7 +10,7 @@ LOCK := UV_CUSTOM_COMPILE_COMMAND='make lock' $(VENV)/bin/uv pip compile pyproje
 	--python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit integration check format lock schemas jars image bench-smoke clean
+.PHONY: help demo test unit integration check format lock schemas jars tools image bench-smoke clean
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -42,7 +42,7 @@ schemas: $(READY) ## write schemas/ from the models
 	$(PY) -m vpp_dispatch.operators.messages
 
 lock: $(READY) ## choose newer versions within pyproject.toml's bounds; commit what changes
-	$(LOCK) --upgrade -o requirements.lock
+	$(LOCK) --upgrade --extra tracing -o requirements.lock
 	$(LOCK) --upgrade --all-extras -c requirements.lock -o requirements-dev.lock
 
 image: ## the container image, by Docker, Podman or buildah, whichever is there (docs/image.md)
@@ -50,6 +50,9 @@ image: ## the container image, by Docker, Podman or buildah, whichever is there 
 
 bench-smoke: jars ## how fast fleets of 10,000 and 100,000 are set, about ten minutes (docs/performance.md); ARGS=--write keeps it
 	@$(PY) -m benchmarks.smoke $(ARGS)
+
+tools: $(READY) ## helm, kubectl and Prometheus' own programs, for the checks of helm/ and deploy/
+	@$(PY) deploy/tools/fetch.py
 
 jars: $(READY)
 	@$(PY) -m vpp_dispatch.demo.jars

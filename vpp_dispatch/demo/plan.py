@@ -59,7 +59,7 @@ class Plan:
     async def start(self) -> None:
         """The simulator with its fleet, and two workers, ready."""
         options = ["--feeders", "8", "--latency", "0.2", "2", "--offline", "0.03", "--no-consent", "0.02"]
-        await self.stack.start(inverters=self.inverters, simulator=[*options, "--solar-hour", "15"])
+        await self.stack.start(inverters=self.inverters, simulator=options)
         self._fleet = await self.stack.ask("/sim/fleet")
         self.dump = await self.stack.ask("/sim/dump")
         offline, never = self._offline(), [sn for sn, device in self._devices() if not device["authorized"]]

@@ -244,6 +244,8 @@ class Stack:
                 "--fleet-bootstrap-servers",
                 self.bootstrap_servers,
                 "--create-topics",
+                "--solar-hour",  # the same afternoon whenever it is run; options may say another hour
+                "15",
                 "--group",
                 f"{self.prefix}goodwe-simulator",
                 *options,
