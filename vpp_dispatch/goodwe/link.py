@@ -65,6 +65,7 @@ class Link:
         published, publish_failures: commands that were acknowledged, and batches that were not.
         results, refused_records, deliveries, delivery_failures: what came back, and what became of it.
         reconnects: connections of the producer that were made.
+        lag: results that wait in this worker's partitions, as of the last fetch.
         trouble: why the cluster could not be used last, for people.
     """
 
@@ -119,6 +120,7 @@ class Link:
         self.deliveries = 0
         self.delivery_failures = 0
         self.reconnects = 0
+        self.lag = 0
         self.trouble = ""
 
     @property
@@ -318,6 +320,7 @@ class Link:
                 await consumer.start()
             while not self._stopping.is_set():
                 records, offsets = await self._gather(consumer)
+                self.lag = await self._behind(consumer)
                 if records and await self._hand_over(records, deliver, refuse):
                     self.fault("inbox-delivered")
                     await self._commit(consumer, offsets)
@@ -325,6 +328,15 @@ class Link:
             with contextlib.suppress(TimeoutError, KafkaError, OSError):
                 async with asyncio.timeout(STOP_S):
                     await consumer.stop()
+
+    @staticmethod
+    async def _behind(consumer: AIOKafkaConsumer) -> int:
+        """Records that wait in the assigned partitions; what a rebalance takes meanwhile is not counted."""
+        behind = 0
+        for tp in consumer.assignment():
+            with contextlib.suppress(IllegalStateError, AssertionError):
+                behind += max((consumer.highwater(tp) or 0) - await consumer.position(tp), 0)
+        return behind
 
     async def _gather(self, consumer: AIOKafkaConsumer) -> tuple[list[Any], dict[TopicPartition, int]]:
         """Records of up to `linger_s` from the first one on, and the offsets to commit once they are safe."""
