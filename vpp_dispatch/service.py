@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Coroutine, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import structlog
@@ -161,6 +162,7 @@ class _Running:
             called=lambda interface, outcome: metrics.realtime_calls.add(interface=interface, outcome=outcome),
             log=log,
         )
+        metrics.build_info.set(1, version=version("vpp-dispatch"))
         metrics.realtime_circuit.set_all({"closed": 1, "open": 0, "probing": 0})
         self.synchroniser = Synchroniser(
             api=self.api,

@@ -204,6 +204,12 @@ class Worker:
         self._given_up_at = time.monotonic()
         self._assigned_at = time.monotonic()
         self._caught_up = False
+        topics = settings.topics
+        self._inputs = dict.fromkeys(settings.signals.topics, "signals") | {
+            topics.registry: "registry",
+            topics.event_inbox: "event_inbox",
+            topics.shard_inbox: "shard_inbox",
+        }
 
     # ------------------------------------------------------------------ the app
 
@@ -556,10 +562,18 @@ class Worker:
             try:
                 await self.shards.tell(time.time())
                 self.shards.gauge(time.time())
+                self._gauge_lag()
                 await self.shards.keep_files()
             except ExternalFault as fault:
                 if fault.reason != "no_lease":
                     self.log.warning("shards.tell", reason=fault.reason, detail=str(fault))
+
+    def _gauge_lag(self) -> None:
+        waiting = dict.fromkeys(self._inputs.values(), 0)
+        for topic, records in faust_fixes.lag(self.app, self._inputs).items():
+            waiting[self._inputs[topic]] += records
+        for label, records in waiting.items():
+            self.metrics.consumer_lag.set(records, topic=label)
 
     # ------------------------------------------------------------------ what others give and ask
 

@@ -159,6 +159,7 @@ class Coordinator:
         self._done: set[tuple[str, int, int]] = set()  # signals of a `handle` that did not end
         self._expire_at = 0.0
         self._gauge_at = 0.0
+        self._signal_at = 0.0  # when the newest signal arrived
         self._switches = Switches()
         self._switches_sent = True  # all shards know them
         self._metrics.switches.set(0.0, switch="drain")
@@ -203,6 +204,7 @@ class Coordinator:
                 self._drop_all(name)
             else:
                 self._events[name] = event
+                self._signal_at = max(self._signal_at, event.run.accepted_at if event.run else 0.0)
                 if event.busy:
                     self._open[name] = event
         self._expire_at = now + EXPIRE_EVERY_S
@@ -275,6 +277,7 @@ class Coordinator:
                 await self._turned(message, at)
                 self._done.add(origin)
                 continue
+            self._signal_at = max(self._signal_at, at)
             name, work = self._work(message, at, now)
             waiting.setdefault(name, []).append(partial(self._once, origin, work))
         await self._side_by_side(waiting)
@@ -471,6 +474,8 @@ class Coordinator:
             if event.run is not None and event.run.state != "closed":
                 states[event.run.state] += 1
         self._metrics.events.set_all(states)
+        if self._signal_at:
+            self._metrics.last_signal_timestamp_seconds.set(self._signal_at)
 
     async def _advance(self, event: Event, now: float) -> None:
         event.dirty = event.dirty or event.lazy

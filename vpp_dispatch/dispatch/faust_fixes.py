@@ -164,11 +164,15 @@ class SafeConsumer(driver.Consumer):
     """Where `perform_seek` put each stream partition in this assignment; empty from revoke (its hook included) to
     seek."""
 
+    reached: dict[TP, int]
+    """The next offset of each stream partition that has not been given to its agent."""
+
     rebalance = 0
     """`app.rebalancing_count` at the last assignment; the consumer's thread raises it as soon as a rebalance begins."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.positions = {}
+        self.reached = {}
         super().__init__(*args, **kwargs)
 
     def _new_consumer_thread(self) -> SafeConsumerThread:
@@ -222,6 +226,7 @@ class SafeConsumer(driver.Consumer):
             if self._read_offset[tp] == 0 and message.offset > 1 and self.app.topics.acks_enabled_for(tp.topic):
                 await self._add_gap(tp, 1, message.offset - 1)
             yield tp, message
+            self.reached[tp] = message.offset + 1
 
     def _messages(
         self, runs: Mapping[TP, BulkRun], single: Mapping[TP, list[ConsumerRecord]], bulk_max: int
@@ -267,6 +272,7 @@ class SafeConsumer(driver.Consumer):
         for tp, offset in committed.items():
             self._read_offset[tp] = self._committed_offset[tp] = offset or None
         self.positions = stream
+        self.reached = dict(stream)
 
 
 class SafeBuffer(ProducerBuffer):
@@ -522,6 +528,20 @@ def committed_position(app: faust.App, tp: TP) -> int | None:
     None from the revoke (its hook included) until the seek, and for what is not assigned: never commit a guess.
     """
     return cast(SafeConsumer, app.consumer).positions.get(tp)
+
+
+def lag(app: faust.App, topics: Iterable[str]) -> dict[str, int]:
+    """Records of each topic that wait in this worker's partitions, by what the last fetches said of their ends."""
+    consumer = cast(SafeConsumer, app.consumer)
+    found = dict.fromkeys(topics, 0)
+    for tp, reached in consumer.reached.items():
+        if tp.topic in found and tp in consumer.positions:
+            try:
+                end = consumer.highwater(tp)
+            except AssertionError:  # aiokafka's way to say that a rebalance has taken it just now
+                continue
+            found[tp.topic] += max((end or 0) - reached, 0)
+    return found
 
 
 async def highwaters(app: faust.App, tps: Iterable[TP]) -> dict[TP, int]:

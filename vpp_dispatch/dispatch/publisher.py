@@ -64,6 +64,8 @@ class Link(Protocol):
 
     @property
     def reachable(self) -> bool: ...
+    @property
+    def lag(self) -> int: ...
     def prepare(self, commands: Commands) -> Any: ...
     async def publish(self, prepared: Any, *, now: float, give_up_after_s: float) -> None: ...
 
@@ -142,6 +144,7 @@ class Publisher:
         """Publishes one batch if anything is due and allowed; returns whether it did."""
         now = self.clock()
         self.metrics.link_reachable.set(1.0 if self.link.reachable else 0.0)
+        self.metrics.consumer_lag.set(self.link.lag, topic="results")
         if not (self.open and self.lease.fresh() and self.link.reachable) or now < self._paced_until:
             return False
         slices = self._pull(now)

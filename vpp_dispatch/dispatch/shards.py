@@ -24,7 +24,7 @@ from vpp_dispatch.domain.book import Book, Digests
 from vpp_dispatch.domain.command import ResultCode
 from vpp_dispatch.domain.inputs import Progress, Telemetry
 from vpp_dispatch.domain.joining import Effects
-from vpp_dispatch.domain.membership import Membership, Part, Telling, has_watts
+from vpp_dispatch.domain.membership import MEASURED, Membership, Part, Telling, has_watts
 from vpp_dispatch.domain.roster import Catalogue, Policy, cos_phi_of
 from vpp_dispatch.domain.signal import Actuator, Kind
 from vpp_dispatch.errors import InvariantBroken
@@ -39,6 +39,11 @@ FAILED_PAUSE_S = 5.0
 """How long a book is left alone after a fault of ours in it."""
 
 OUTCOMES_PER_MESSAGE = 500
+
+POWER_EVERY_S = 5.0
+"""Between two sums of the power of all members: nobody scrapes more often."""
+
+POWERS = ("requested", "allocated", "acknowledged", "measured")
 
 RELEASE: Literal["release"] = "release"
 """The kind of a release signal's outcome rows."""
@@ -104,6 +109,7 @@ class Shards:
         self._saving = asyncio.Lock()
         self._telling = asyncio.Lock()
         self._taken_at = 0.0
+        self._power_at = 0.0
 
     # ------------------------------------------------------------------ ownership
 
@@ -385,6 +391,9 @@ class Shards:
                 for state in State:
                     states[state.name.lower()] += counts.states[state]
         self.metrics.devices.set_all(states)
+        if now >= self._power_at:
+            self._power_at = now + POWER_EVERY_S
+            self._gauge_power()
         oldest_hold = oldest_debt = np.inf
         past_window = 0
         for actuator in Actuator:
@@ -415,6 +424,15 @@ class Shards:
         self.metrics.consent_age_seconds.set(age)
         self.metrics.commands_in_flight.set(sum(book.in_flight(now)[0] for book in self.books.values()))
         self.metrics.last_tick_timestamp_seconds.set(now)
+
+    def _gauge_power(self) -> None:
+        sums = {kind: np.zeros(len(POWERS)) for kind in MEASURED}
+        for book in self.books.values():
+            for kind, watts in book.power().items():
+                sums[kind] += watts
+        for kind, watts in sums.items():
+            for name, value in zip(POWERS, watts.tolist(), strict=True):
+                self.metrics.power_watts.set(value, control=kind.value, kind=name)
 
     # ------------------------------------------------------------------ telling
 

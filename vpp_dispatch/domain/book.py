@@ -40,7 +40,7 @@ from vpp_dispatch.domain.membership import (
 )
 from vpp_dispatch.domain.roster import LISTED, Catalogue, Policy, Roster, Rows
 from vpp_dispatch.domain.setpoint import Due, Setpoints, by_owner
-from vpp_dispatch.domain.signal import QUERY_BIT, Actuator
+from vpp_dispatch.domain.signal import QUERY_BIT, Actuator, Kind
 
 Digests = Callable[[Commands], NDArray[np.uint64]]
 """The digests that stand in the ids of commands, as the codec makes them."""
@@ -656,6 +656,15 @@ class Book:
         """Sequences rise over takeovers too, since the epoch does: no two messages share one."""
         self.outcome_count += 1
         return self.epoch << 24 | self.outcome_count
+
+    def power(self) -> dict[Kind, NDArray[np.float64]]:
+        """Control -> (requested, allocated, acknowledged, measured) in W over the events whose window is open."""
+        found: dict[Kind, NDArray[np.float64]] = {}
+        for membership in self.memberships.values():
+            if not membership.replaced:
+                for kind, watts in membership.power(self.roster):
+                    found[kind] = found.get(kind, np.zeros(4)) + watts
+        return found
 
     def counts(self) -> Iterable[tuple[str, Counts]]:
         """The account of each event that is not closed, for metrics."""

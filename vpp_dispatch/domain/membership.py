@@ -10,7 +10,7 @@ setpoint while it stands behind it, and what that was when it no longer does (R2
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,6 +78,16 @@ for _rank, _state in enumerate(
     _RANK[_state] = _rank
 
 _OPEN = (State.PENDING, State.PUBLISHED, State.ACCEPTED)
+
+MEASURED = {
+    Kind.CHARGE: ("battery_w", 1),
+    Kind.DISCHARGE: ("battery_w", -1),
+    Kind.IMPORT_TARGET: ("grid_w", 1),
+    Kind.EXPORT_TARGET: ("grid_w", -1),
+    Kind.EXPORT_LIMIT: ("grid_w", -1),
+}
+"""The controls that are counted in W, and where each is measured: the column of the facts, and the sign that makes it
+the control's direction. Percent, power factor and standby are not."""
 
 NOT_APPLICABLE, STARTED, COMPLETED, RECEIVED, CANCELLED, SUPERSEDED, PARTIALLY = 10, 2, 3, 1, 6, 7, 8
 """Response codes of outcome rows."""
@@ -446,6 +456,31 @@ class Membership:
                 return False  # a debt of another event, which is tried until it is paid
         return True
 
+    def power(self, roster: Roster) -> Iterator[tuple[Kind, tuple[float, float, float, float]]]:
+        """Per control with watts, while its window is open: (requested, allocated, acknowledged, measured) in W, in the
+        control's direction. Measured is what telemetry says of those that hold; a sample without a value adds 0."""
+        if not self.started or self.ended or self.release:
+            return
+        for part in self.parts:
+            if part.control is None or not has_watts(part.control):
+                continue
+            m = part.members
+            asked = np.where(m["asked"] == NO_VALUE, 0, m["asked"]).astype(np.int64)
+            holds = m["phase"] == HOLDING
+            shown, _ = self.shown(part)
+            done = holds & np.isin(shown, (State.APPLIED, State.VERIFIED))
+            column, sign = MEASURED[part.control.kind]
+            flows = sign * roster.facts[column][m["row"][holds]]
+            yield (
+                part.control.kind,
+                (
+                    float(asked.sum()),
+                    float(asked[holds].sum()),
+                    float(m["second"][done].sum(dtype=np.int64)),
+                    float(np.nansum(flows, dtype=np.float64)),
+                ),
+            )
+
     def counts(self) -> Counts:
         """The shard's account of this revision."""
         states = np.zeros(len(State), np.int64)
@@ -510,8 +545,8 @@ class Membership:
 
 
 def has_watts(control: Control) -> bool:
-    """Whether a control's setpoints are counted in W (percent, power factor and standby are not)."""
-    return control.kind is not Kind.STANDBY and control.actuator in (Actuator.EMS, Actuator.EXPORT)
+    """Whether a control's setpoints are counted in W."""
+    return control.kind in MEASURED
 
 
 def _buckets(seconds: F64) -> np.ndarray:

@@ -84,6 +84,8 @@ FACTS = np.dtype(
         ("soc_at", "<f8"),
         ("soc", "<f4"),
         ("refused_offline_at", "<f8"),  # GoodWe answered "offline" then; 0 = not
+        ("battery_w", "<f4"),  # of the operation sample; charging and import positive; NaN = not told
+        ("grid_w", "<f4"),
     ]
 )
 
@@ -225,6 +227,8 @@ class Roster:
             was_away = f["refused_offline_at"] > 0 or (f["at"] > 0 and not f["online"])
             f["at"], f["online"] = o.at, o.online
             f["faulted"], f["off_grid"] = bool(o.faulted), bool(o.off_grid)
+            f["battery_w"] = np.nan if o.battery_power_w is None else o.battery_power_w
+            f["grid_w"] = np.nan if o.grid_power_w is None else o.grid_power_w
             if o.online and o.at > f["refused_offline_at"]:
                 f["refused_offline_at"] = 0.0
                 if was_away:

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 PREFIX = "vpp_dispatch_"
@@ -83,11 +83,24 @@ CATALOGUE: dict[str, tuple[Metric, ...]] = {
         _counter(
             "responses", "Responses sent to operators (R33).", code="a 2030.5 code: 1, 2, 3, 6, 7, 8, 10, 252-254"
         ),
+        _gauge(
+            "last_signal_timestamp_seconds",
+            "Unix time at which the newest signal arrived; only on the worker that coordinates.",
+            unit="s",
+        ),
         _gauge("events", "Events that are known and not closed.", state="scheduled, active, ending"),
         _counter("reports", "Reports sent to operators (R34).", final="true, false"),
         _counter("outcome_rows", "Rows on the outcomes topic, corrections among them.", state=_STATES),
     ),
     "Devices": (
+        _gauge(
+            "power_watts",
+            "Power of the running events in the control's direction: asked of all targeted, of those that hold, "
+            "acknowledged by GoodWe, and measured by telemetry at those that hold (as old as telemetry is).",
+            unit="W",
+            control="charge, discharge, import_target, export_target, export_limit",
+            kind="requested, allocated, acknowledged, measured",
+        ),
         _gauge(
             "devices", "Devices of open events in the shards of this worker, by their state now (R24).", state=_STATES
         ),
@@ -138,6 +151,11 @@ CATALOGUE: dict[str, tuple[Metric, ...]] = {
         ),
     ),
     "Shards": (
+        _gauge(
+            "consumer_lag",
+            "Records that wait in the partitions of this worker, by the last fetch.",
+            topic="signals, registry, event_inbox, shard_inbox, results",
+        ),
         _counter(
             "inbox_messages",
             "Messages folded from the inboxes.",
@@ -187,6 +205,7 @@ CATALOGUE: dict[str, tuple[Metric, ...]] = {
             state="closed, open, probing",
         ),
     ),
+    "Worker": (_gauge("build_info", "1, by the version that runs.", version="of the package"),),
 }
 
 
@@ -270,6 +289,10 @@ class Metrics:
     """All metrics of one worker, in a registry of its own. A field per catalogue entry, of the entry's name."""
 
     signals: LabelledCounter
+    last_signal_timestamp_seconds: LabelledGauge
+    power_watts: LabelledGauge
+    consumer_lag: LabelledGauge
+    build_info: LabelledGauge
     dead_letters: LabelledCounter
     responses: LabelledCounter
     events: LabelledGauge
@@ -324,6 +347,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
         for entry in (entry for entries in CATALOGUE.values() for entry in entries):
             names = tuple(name for name, _ in entry.labels)
             full = PREFIX + entry.name
@@ -355,7 +379,8 @@ def page() -> str:
         "`python -m vpp_dispatch.observability.metrics --write`: change it there.",
         "",
         "Every worker shows its own on `/metrics`; gauges of devices, debts and shards are of the shards it owns, so "
-        "the fleet's number is the sum over the workers. No label ever holds a serial number or an event id.",
+        "the fleet's number is the sum over the workers. No label ever holds a serial number or an event id. Beside "
+        "these stand the `process_...` metrics that Prometheus' own clients show (CPU, memory, open files).",
     ]
     for title, entries in CATALOGUE.items():
         out += ["", f"## {title}", "", "| metric | type | unit | labels | meaning |", "|---|---|---|---|---|"]

@@ -356,6 +356,26 @@ async def test_bulk_topics_come_in_runs_of_one_partition_and_their_last_ack_comm
     assert consumer._filter_committable_offsets([bulk]) == {bulk: 7}
 
 
+async def test_the_lag_is_what_lies_between_what_was_given_out_and_the_end_of_the_last_fetch() -> None:
+    bulk, plain, gone = TP(BULK, 3), TP(PLAIN, 0), TP(PLAIN, 1)
+    consumer = make_consumer(make_app())
+    consumer.positions = {bulk: 0, plain: 4}  # as a seek leaves them; `gone` is another worker's by now
+    consumer.reached = {bulk: 0, plain: 4, gone: 1}
+    ends: dict[TP, int | None] = {bulk: 10, plain: None, gone: 50}
+    consumer.highwater = ends.__getitem__
+    consumer.app.consumer = consumer
+    assert fixes.lag(consumer.app, (BULK, PLAIN)) == {BULK: 10, PLAIN: 0}
+    await drain(consumer, {bulk: [record(bulk, offset) for offset in range(7)]})
+    ends[plain] = 6
+    assert fixes.lag(consumer.app, (BULK, PLAIN)) == {BULK: 3, PLAIN: 2}
+
+    def taken(tp: TP) -> int:
+        raise AssertionError("Partition is not assigned")
+
+    consumer.highwater = taken
+    assert fixes.lag(consumer.app, (BULK,)) == {BULK: 0}
+
+
 async def test_nothing_of_a_fetch_is_delivered_after_the_flow_stopped_or_a_rebalance() -> None:
     tp = TP(BULK, 0)
     for interrupt in ("stop_flow", "on_rebalance_start"):

@@ -40,6 +40,7 @@ class Link:
     """GoodWe's broker: takes batches, or fails after taking them."""
 
     reachable: bool = True
+    lag: int = 0
     fails: bool = False
     batches: list[Commands] = field(default_factory=list)
     gave_up_after_s: list[float] = field(default_factory=list)

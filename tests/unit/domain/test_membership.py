@@ -312,3 +312,24 @@ def _last_results(world: World, sent: Sent) -> Results:
         second=np.zeros(1, np.int32),
         at=np.full(1, world.now),
     )
+
+
+def test_power_of_running_events_is_asked_allocated_acknowledged_and_measured_in_the_controls_direction() -> None:
+    w = World(policy=policy())
+    sns = w.fleet(3, default={1: AUTO})
+    observe(w, sns[0], battery_power_w=-1800.0)  # charging is positive
+    observe(w, sns[1], battery_power_w=None)
+    observe(w, sns[2], online=False, battery_power_w=-900.0)  # skipped: not part of what is measured
+    w.event("a", Kind.DISCHARGE, 2000, start=5, end=30)
+    w.run(2)
+    assert w.book.power() == {}  # its window is not open
+    w.run(4)
+    assert w.book.power()[Kind.DISCHARGE].tolist() == [6000, 4000, 4000, 1800]
+    w.event("b", Kind.EXPORT_LIMIT, 500, targets=Targets(devices=(sns[0],)), end=20)
+    observe(w, sns[0], battery_power_w=-2000.0, grid_power_w=-450.0)
+    w.run(2)
+    power = w.book.power()
+    assert power[Kind.EXPORT_LIMIT].tolist() == [500, 500, 500, 450]
+    assert power[Kind.DISCHARGE].tolist() == [6000, 4000, 4000, 2000]
+    w.run(40)
+    assert w.book.power() == {}

@@ -12,7 +12,7 @@ from vpp_dispatch.observability import metrics
 from vpp_dispatch.observability.metrics import CATALOGUE, BulkHistogram, LabelledCounter, LabelledGauge, Metrics
 
 ENTRIES = [entry for entries in CATALOGUE.values() for entry in entries]
-UNIT_SUFFIX = {"s": "_seconds", "bytes": "_bytes"}
+UNIT_SUFFIX = {"s": "_seconds", "bytes": "_bytes", "W": "_watts"}
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
