@@ -30,6 +30,7 @@ from vpp_dispatch.goodwe.realtime import RealTimeApi
 from vpp_dispatch.observability.health import Health, HealthServer
 from vpp_dispatch.observability.logging import configure
 from vpp_dispatch.observability.metrics import Metrics
+from vpp_dispatch.observability.tracing import tracing_to
 from vpp_dispatch.operators.envelope import Origin, dead_letter
 from vpp_dispatch.settings import Settings
 
@@ -124,6 +125,13 @@ class _Running:
         profile = load_profile(settings.goodwe.profile)
         catalogue = Catalogue(profile)
         fault = fault_hook(settings.fault.point)
+        self.tracing = tracing_to(
+            settings.tracing.endpoint,
+            sample_ratio=settings.tracing.sample_ratio,
+            headers=settings.tracing.headers,
+            ca_file=settings.tracing.ca_file,
+            service=settings.kafka.group,
+        )
         self.link = Link(
             profile=profile,
             codec=Codec(profile, catalogue),
@@ -147,6 +155,7 @@ class _Running:
             log=log,
             fault=fault,
             logging_config=logging_config,
+            tracing=self.tracing,
         )
         realtime = settings.goodwe.realtime
         self.api = RealTimeApi(
@@ -240,6 +249,7 @@ class _Running:
         await asyncio.gather(*tasks, waiting, return_exceptions=True)
         await self.link.stop()
         await self.api.aclose()
+        await asyncio.to_thread(self.tracing.close)
         return code
 
     async def _app(self) -> None:

@@ -41,6 +41,16 @@ Kind = Literal[
 ]  # fmt: skip
 
 
+def http_address(value: str) -> str:
+    """An address that was set, without a slash at its end. Raises: ValueError."""
+    parts = urlsplit(value)
+    if parts.username or parts.password:
+        raise ValueError("it must not hold a user or a password: a ..._FILE is for them.")
+    if value and (parts.scheme not in ("http", "https") or not parts.hostname):
+        raise ValueError(f"{value!r} is no address: write https://host, with a path where there is one.")
+    return value.rstrip("/")
+
+
 class KafkaSettings(Section):
     """Our cluster."""
 
@@ -186,12 +196,7 @@ class RealtimeSettings(Section):
     @field_validator("base_url")
     @classmethod
     def _address(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.username or parts.password:
-            raise ValueError("it must not hold a user or a password: use ACCOUNT and PASSWORD_FILE.")
-        if value and (parts.scheme not in ("http", "https") or not parts.hostname):
-            raise ValueError(f"{value!r} is no address: write https://host, with a path where there is one.")
-        return value.rstrip("/")
+        return http_address(value)
 
     @model_validator(mode="after")
     def _read_password(self) -> Self:
@@ -352,6 +357,44 @@ class LogSettings(Section):
         return value.lower() if isinstance(value, str) else value
 
 
+class TracingSettings(Section):
+    """Traces by OpenTelemetry: one span per unit of work, never per device."""
+
+    endpoint: str = Field(
+        default="", description="OTLP/HTTP address that spans are sent to, https://host:4318/v1/traces; absent = off."
+    )
+    sample_ratio: float = Field(
+        default=1, ge=0, le=1, description="Share of the events that are traced, each wholly or not at all."
+    )
+    headers_file: Path | None = Field(
+        default=None, description="File with headers for that address, one `name: value` per line."
+    )
+    ca_file: Path | None = Field(default=None, description="PEM file with its CA; absent = the public CAs.")
+
+    _headers: dict[str, SecretStr] = PrivateAttr(default_factory=dict)
+
+    @field_validator("endpoint")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        return http_address(value)
+
+    @model_validator(mode="after")
+    def _read_headers(self) -> Self:
+        content = secret(self.headers_file, "headers")
+        for number, line in enumerate(content.get_secret_value().splitlines() if content else [], 1):
+            name, colon, value = line.partition(":")
+            if line.strip() and not (name.strip() and colon and value.strip()):
+                raise ValueError(f"line {number} of {self.headers_file} is no header: write `name: value`.")
+            if line.strip():
+                self._headers[name.strip().lower()] = SecretStr(value.strip())
+        return self
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers, in the clear."""
+        return {name: value.get_secret_value() for name, value in self._headers.items()}
+
+
 class FaultSettings(Section):
     """A planted death."""
 
@@ -384,6 +427,7 @@ class Settings(Section):
     guard: GuardSettings = GuardSettings()
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
+    tracing: TracingSettings = TracingSettings()
     fault: FaultSettings = FaultSettings()
 
     _origins: dict[configuration.SettingPath, str] = PrivateAttr(default_factory=dict)

@@ -8,23 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.errors import (
     KafkaError,
     MessageSizeTooLargeError,
+    SaslAuthenticationFailed,
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
+    UnsupportedSaslMechanismError,
 )
 
 from vpp_dispatch.errors import BadInput, ConfigurationError, ExternalFault, NotReachable
-from vpp_dispatch.settings import Settings
+from vpp_dispatch.security import complaint
+from vpp_dispatch.settings import SecuritySettings, Settings
 
 TIMEOUT_MS = 10_000
 """Longest wait for one answer of the broker's."""
+
+KNOCK_MS = 5_000
+"""Longest wait for a broker to let a client in, when that is all that is wanted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +78,48 @@ def faults_of(servers: str, topics: Sequence[str]) -> Iterator[None]:
             f"Kafka at {servers} cannot be used ({type(fault).__name__}): start it, or set the right address and "
             "security (VPP_DISPATCH_KAFKA__*)."
         ) from fault
+
+
+async def why_not(servers: str, security: SecuritySettings) -> str | None:
+    """Why a cluster lets no client in, with what to do about it, found by knocking at each of `servers`; None where one
+    of them lets this client in.
+
+    aiokafka's own clients only say that no broker could be used.
+
+    Raises:
+        ConfigurationError: a PEM file is not usable.
+    """
+    arguments = security.aiokafka()
+    says = None
+    for host, port, _ in collect_hosts(servers):
+        try:
+            (await create_conn(host, port, request_timeout_ms=KNOCK_MS, **arguments)).close()
+            return None
+        except (KafkaError, OSError, TimeoutError) as fault:
+            says = says or _complaint(fault, f"{host}:{port}", security)
+    return says
+
+
+def _complaint(fault: BaseException, host: str, security: SecuritySettings) -> str:
+    told: BaseException | None = fault
+    while told is not None:  # an alert about our certificate comes behind the loss of the connection
+        if says := complaint(told, host):
+            return says
+        told = told.__cause__
+    if isinstance(fault, SaslAuthenticationFailed):
+        return (
+            f"{host} refuses the user {security.username!r} or its password: compare USERNAME and PASSWORD_FILE "
+            "(SECURITY__*) with what the cluster has for it"
+        )
+    if isinstance(fault, UnsupportedSaslMechanismError):
+        return f"{host} does not take {security.mechanism}: set SECURITY__MECHANISM to one that it takes"
+    if isinstance(fault, socket.gaierror):
+        return f"the name of {host} is not known here: set the right address"
+    if isinstance(fault, TimeoutError):
+        return f"{host} does not answer: set the right address, or open the way to it"
+    if isinstance(fault, ConnectionRefusedError):
+        return f"nothing listens at {host}: start it, or set the right address"
+    return f"{host} closes the connection ({type(fault).__name__}): compare SECURITY__PROTOCOL with that of this port"
 
 
 async def publish(settings: Settings, topic: str, drafts: Sequence[Draft]) -> list[tuple[int, int]]:

@@ -123,6 +123,8 @@ def test_maps_are_json_lists_are_commas_empty_is_not_set() -> None:
         ("FLEET__CONSENT_MAX_AGE_S", "10", ["CONSENT_MAX_AGE_S (10)", "CONSENT_REFRESH_S (300)"]),
         ("TOPICS__REPORTS", "dispatch.responses.v1", ["dispatch.responses.v1", "its own name"]),
         ("GOODWE__REALTIME__BASE_URL", "realtime", ["https://"]),
+        ("TRACING__ENDPOINT", "collector:4318", ["VPP_DISPATCH_TRACING__ENDPOINT", "https://"]),
+        ("TRACING__SAMPLE_RATIO", "5", ["VPP_DISPATCH_TRACING__SAMPLE_RATIO"]),
         ("KAFKA__SECURITY__PROTOCOL", "SASL_SSL", ["KAFKA__SECURITY", "PASSWORD_FILE"]),
         ("KAFKA__SECURITY__CA_FILE", "/nowhere/ca.pem", ["KAFKA__SECURITY"]),
         ("GOODWE__REALTIME__PASSWORD_FILE", "/nowhere/password", ["/nowhere/password", "cannot be read"]),
@@ -201,6 +203,18 @@ def test_secrets_come_from_files_and_are_never_shown(tmp_path: Path) -> None:
     }
     everything = [repr(loaded), str(loaded), json.dumps(loaded.model_dump(mode="json")), *loaded.lines()]
     assert not any("hush" in text for text in everything)
+
+
+def test_headers_for_traces_come_from_a_file_and_are_never_shown(tmp_path: Path) -> None:
+    file = tmp_path / "headers"
+    file.write_text("Authorization: Bearer hush-hush\n\nX-Scope-OrgID: vpp\n")
+    loaded = load(TRACING__ENDPOINT="https://collector:4318/v1/traces", TRACING__HEADERS_FILE=str(file))
+    assert loaded.tracing.headers == {"authorization": "Bearer hush-hush", "x-scope-orgid": "vpp"}
+    everything = [repr(loaded), str(loaded), json.dumps(loaded.model_dump(mode="json")), *loaded.lines()]
+    assert not any("hush" in text for text in everything)
+    file.write_text("X-Scope-OrgID: vpp\nhush-hush\n")
+    text = refusal(TRACING__HEADERS_FILE=str(file))
+    assert "line 2" in text and "name: value" in text and "hush" not in text
 
 
 def test_a_password_in_the_wrong_place_is_refused_without_being_shown() -> None:

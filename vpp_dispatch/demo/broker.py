@@ -26,6 +26,7 @@ from types import FrameType, TracebackType
 from typing import Self
 
 from vpp_dispatch.demo import jars
+from vpp_dispatch.demo.secured import Secured
 from vpp_dispatch.errors import ConfigurationError, ExternalFault, VppDispatchError
 
 _STARTED = b"Kafka Server started"
@@ -47,15 +48,24 @@ class Broker:
         data_dir: an empty or absent folder for data and log, kept when the broker stops. Without it they are in a
             temporary folder that is removed.
         properties: further lines of `server.properties`; they win over the ones here.
+        secured: lets in only who proves to be somebody, and lets nobody do what no ACL grants; absent = everybody may
+            do everything, in the clear.
     """
 
-    def __init__(self, *, data_dir: Path | None = None, properties: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        data_dir: Path | None = None,
+        properties: Mapping[str, str] | None = None,
+        secured: Secured | None = None,
+    ) -> None:
         if data_dir is not None and data_dir.exists() and any(data_dir.iterdir()):
             raise ConfigurationError(f"{data_dir} is not empty. Give the broker an empty folder, or none.")
         self._kept = data_dir is not None
         self._folder = data_dir
         self._given = dict(properties or {})
-        self._port, self._controller_port = _free_ports(2)
+        self._secured = secured
+        self._port, self._controller_port, self._mtls_port, self._internal_port = _free_ports(4)
         self._process: subprocess.Popen[bytes] | None = None
         self._watchdog: subprocess.Popen[bytes] | None = None
 
@@ -63,6 +73,16 @@ class Broker:
     def bootstrap_servers(self) -> str:
         """`127.0.0.1:PORT`; the same for the life of this object, also before `start` and across restarts."""
         return f"127.0.0.1:{self._port}"
+
+    @property
+    def mtls_servers(self) -> str:
+        """As `bootstrap_servers`, for clients with certificates, where those of SCRAM use the other.
+
+        Raises: RuntimeError when the broker is not a secured one.
+        """
+        if self._secured is None:
+            raise RuntimeError("The broker is not secured: it has one listener, in the clear.")
+        return f"127.0.0.1:{self._mtls_port}"
 
     @property
     def running(self) -> bool:
@@ -169,8 +189,18 @@ class Broker:
             "broker.session.timeout.ms": "3000",
             "broker.heartbeat.interval.ms": "500",
             "message.max.bytes": str(8 * 1024 * 1024),
+            **(self._guarded(controller) if self._secured else {}),
             **self._given,
         }
+
+    def _guarded(self, controller: str) -> dict[str, str]:
+        assert self._secured is not None
+        return self._secured.properties(
+            sasl=self.bootstrap_servers,
+            mtls=self.mtls_servers,
+            internal=f"127.0.0.1:{self._internal_port}",
+            controller=controller,
+        )
 
     def _format(self, java: list[str]) -> None:
         settings = self.log.parent / "server.properties"
@@ -179,7 +209,14 @@ class Broker:
         if cluster.startswith("-"):  # the tool would take it for an option
             cluster = "k" + cluster[1:]
         tool = ["kafka.tools.StorageTool", "format", "--standalone", "-t", cluster, "-c", str(settings)]
+        # Passwords in a file for this user only, not on the command line, which everybody on the machine can read.
+        passwords = self.log.parent / "format-arguments"
+        if self._secured is not None:
+            passwords.touch(mode=0o600)
+            passwords.write_text("\n".join(self._secured.format_arguments()))
+            tool.append(f"@{passwords}")
         done = subprocess.run([*java, *tool], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        passwords.unlink(missing_ok=True)
         if done.returncode != 0:
             raise ExternalFault(f"Kafka could not format its data folder:\n{_tail(done.stdout)}")
 

@@ -128,7 +128,8 @@ class Stack:
     """Topics of one run by a prefix, a simulator, and workers.
 
     `settings`: variables of the service without the prefix VPP_DISPATCH_, over those that make a run quick. `goodwe`:
-    the built-in profile.
+    the built-in profile. `operator`, `reader`: security arguments of the clients here that send signals, and that read
+    all that is told.
     """
 
     bootstrap_servers: str
@@ -138,6 +139,8 @@ class Stack:
     settings: dict[str, str] = field(default_factory=dict)
     source: str = "gridco-west"
     goodwe: str = "goodwe"
+    operator: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    reader: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -218,7 +221,7 @@ class Stack:
         """Creates all topics, starts the simulator with a generated fleet, and begins to read what comes out."""
         await self.create_topics()
         await self.start_simulator(inverters=inverters, options=simulator)
-        self._producer = AIOKafkaProducer(bootstrap_servers=self.bootstrap_servers, acks="all")
+        self._producer = AIOKafkaProducer(bootstrap_servers=self.bootstrap_servers, acks="all", **self.operator)
         await self._producer.start()
         self._reader = asyncio.create_task(self._read())
 
@@ -385,7 +388,11 @@ class Stack:
             )
         ]
         consumer = AIOKafkaConsumer(
-            *topics, bootstrap_servers=self.bootstrap_servers, auto_offset_reset="earliest", enable_auto_commit=False
+            *topics,
+            bootstrap_servers=self.bootstrap_servers,
+            auto_offset_reset="earliest",
+            enable_auto_commit=False,
+            **self.reader,
         )
         await consumer.start()
         try:

@@ -32,6 +32,7 @@ from vpp_dispatch.domain.roster import Catalogue, Policy
 from vpp_dispatch.errors import ExternalFault
 from vpp_dispatch.observability.health import Health
 from vpp_dispatch.observability.metrics import Metrics
+from vpp_dispatch.observability.tracing import Tracing
 from vpp_dispatch.operators.envelope import Message, Origin, dead_letter
 from vpp_dispatch.settings import Settings
 
@@ -154,6 +155,7 @@ class Worker:
         log: Any,
         fault: Callable[[str], None],
         logging_config: dict[str, Any] | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.settings = settings
         self.metrics = metrics
@@ -178,6 +180,7 @@ class Worker:
             fault=fault,
             digests=lambda commands: link.prepare(commands).digests,
             break_glass=BreakGlass(folder=settings.data_dir, metrics=metrics, log=log),
+            tracing=tracing,
         )
         self.publisher = Publisher(
             shards=self.shards,
@@ -191,9 +194,10 @@ class Worker:
             metrics=metrics,
             log=log,
             fault=fault,
+            tracing=tracing,
         )
         self.coordinator = Coordinator(
-            settings=settings, outlet=self.outlet, rows=self.events, metrics=metrics, log=log
+            settings=settings, outlet=self.outlet, rows=self.events, metrics=metrics, log=log, tracing=tracing
         )
         self.intake = Intake(settings=settings, metrics=metrics, log=log)
         self.coordinates = False  # this worker owns the event inbox

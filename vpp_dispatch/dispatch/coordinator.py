@@ -49,6 +49,7 @@ from vpp_dispatch.domain.report import report
 from vpp_dispatch.domain.signal import Action, Signal
 from vpp_dispatch.errors import ExternalFault
 from vpp_dispatch.observability.metrics import Metrics
+from vpp_dispatch.observability.tracing import Tracing
 from vpp_dispatch.operators.envelope import Message
 from vpp_dispatch.operators.messages import decode_signal, encode_report, encode_response
 from vpp_dispatch.settings import ANY_SOURCE, Settings
@@ -139,7 +140,17 @@ _switches = msgspec.msgpack.Decoder(Switches).decode
 class Coordinator:
     """All events, while this worker owns the event inbox. `handle` and `tick` never run at the same time."""
 
-    def __init__(self, *, settings: Settings, outlet: Outlet, rows: Rows, metrics: Metrics, log: Any) -> None:
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        outlet: Outlet,
+        rows: Rows,
+        metrics: Metrics,
+        log: Any,
+        tracing: Tracing | None = None,
+    ) -> None:
+        self._tracing = tracing or Tracing()
         self._settings = settings
         self._outlet = outlet
         self._rows = rows
@@ -370,18 +381,20 @@ class Coordinator:
         event = await self._event(signal.source, signal.event_id, now)
         if event is None:
             return
-        verdict = event.receive(
-            signal,
-            at=at,
-            now=now,
-            longest_s=self._settings.dispatch.longest_event_s,
-            objections=self._objections(signal, event),
-            traceparent=message.traceparent,
-            origin=_origin(message),
-        )
-        if verdict is Verdict.ACCEPTED and signal.action is not Action.CANCEL:
-            self._signals[event.key] = signal
-        await self._decided(event, signal.revision, signal.action.value, verdict)
+        revision = (event.key, signal.revision)
+        with self._tracing.decision(revision, message.traceparent, **{"vpp.action": signal.action.value}):
+            verdict = event.receive(
+                signal,
+                at=at,
+                now=now,
+                longest_s=self._settings.dispatch.longest_event_s,
+                objections=self._objections(signal, event),
+                traceparent=message.traceparent,
+                origin=_origin(message),
+            )
+            if verdict is Verdict.ACCEPTED and signal.action is not Action.CANCEL:
+                self._signals[event.key] = signal
+            await self._decided(event, signal.revision, signal.action.value, verdict)
 
     async def _unread(self, message: SignalReceived, refusal: Refusal, at: float, now: float) -> None:
         identity = refusal.identity
@@ -564,7 +577,7 @@ class Coordinator:
                 # Shards without named devices share one selector, and so its bytes.
                 encoded = {id(selector): selector for selector in by_shard.values()}
                 values = {key: inbox.encode(selector) for key, selector in encoded.items()}
-                await self._outlet.to_shards({shard: values[id(s)] for shard, s in by_shard.items()})
+                await self._to_shards(event, "start", {shard: values[id(s)] for shard, s in by_shard.items()})
                 del self._signals[event.key]
             run.sent = event.lazy = True
         if run.cancelled_at is not None and not run.cancel_sent:
@@ -575,13 +588,18 @@ class Coordinator:
                 ramp_down_s=0 if run.aborted else run.ramp_down_s,
                 aborted=run.aborted,
             )
-            value = inbox.encode(cancel)
-            await self._outlet.to_shards(dict.fromkeys(run.expected, value))
+            await self._to_shards(event, "cancel", dict.fromkeys(run.expected, inbox.encode(cancel)))
             run.cancel_sent = event.lazy = True
         if run.closing_at is not None and not run.close_sent:
-            value = inbox.encode(Close(event=event.key, revision=run.revision, at=run.closing_at))
-            await self._outlet.to_shards(dict.fromkeys(run.expected, value))
+            close = Close(event=event.key, revision=run.revision, at=run.closing_at)
+            await self._to_shards(event, "close", dict.fromkeys(run.expected, inbox.encode(close)))
             run.close_sent = event.lazy = True
+
+    async def _to_shards(self, event: Event, what: str, messages: Mapping[int, bytes]) -> None:
+        assert event.run is not None
+        attributes = {"vpp.message": what, "vpp.shards": len(messages)}
+        with self._tracing.span("controls.send", [(event.key, event.run.revision)], **attributes):
+            await self._outlet.to_shards(messages)
 
     async def _report(self, event: Event, now: float) -> None:
         """Publishes a report under a sequence that no other report has, then the final response if it waited for it."""
@@ -605,7 +623,8 @@ class Coordinator:
             ),
             traceparent=event.answers[run.revision].traceparent,
         )
-        await self._outlet.publish(self._settings.reports_topic(event.source), [message])
+        with self._tracing.span("event.report", [(event.key, run.revision)], **{"vpp.final": final}):
+            await self._outlet.publish(self._settings.reports_topic(event.source), [message])
         self._metrics.reports.add(final="true" if final else "false")
         event.report_due = False
         event.reported_at = now

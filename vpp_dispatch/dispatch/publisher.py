@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from vpp_dispatch.dispatch.lease import Lease
 from vpp_dispatch.dispatch.shards import Shards
 from vpp_dispatch.domain.book import Book
-from vpp_dispatch.domain.command import U8, Commands, concatenate
+from vpp_dispatch.domain.command import U8, U32, Commands, concatenate
 from vpp_dispatch.domain.device import SHARDS
 from vpp_dispatch.domain.signal import QUERY_BIT, Actuator
 from vpp_dispatch.errors import NotReachable
 from vpp_dispatch.observability.metrics import Metrics
+from vpp_dispatch.observability.tracing import Revision, Tracing
 
 BATCH = 1000
 """Commands in one batch at most."""
@@ -72,11 +73,17 @@ class Link(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class _Slice:
-    """The commands of one book, one actuator and one sort inside a batch."""
+    """The commands of one book, one actuator and one sort inside a batch. `owners`: slots of the events behind them."""
 
     book: Book
     commands: Commands
     start: int
+    owners: U32
+
+    def revisions(self) -> set[Revision]:
+        """The events behind the commands; a release may have none any more."""
+        behind = set(self.owners.tolist())
+        return {name for name, membership in self.book.memberships.items() if membership.slot in behind}
 
 
 class Publisher:
@@ -97,7 +104,9 @@ class Publisher:
         log: Any,
         fault: Callable[[str], None],
         clock: Callable[[], float] = time.time,
+        tracing: Tracing | None = None,
     ) -> None:
+        self.tracing = tracing or Tracing()
         self.shards = shards
         self.singles = [int(a) for a in Actuator if shards.catalogue.is_single(a)]
         self.link = link
@@ -211,7 +220,7 @@ class Publisher:
                 mine = chosen[(owner[chosen] == i) & (query[chosen] == sort)]
                 if len(mine):
                     commands = book.commands(actuator, row[mine], sort)
-                    slices.append(_Slice(book=book, commands=commands, start=start))
+                    slices.append(_Slice(book=book, commands=commands, start=start, owners=np.unique(event[mine])))
                     start += len(commands)
         return slices
 
@@ -258,8 +267,10 @@ class Publisher:
         if not self.lease.fresh() or left <= 0:
             return  # the disk took its time; what is still due is chosen again
         started = time.monotonic()
+        events = set().union(*(s.revisions() for s in slices)) if self.tracing.on else ()
         try:
-            await self.link.publish(prepared, now=now, give_up_after_s=min(self.request_timeout_s, left))
+            with self.tracing.span("commands.publish", sorted(events), **{"vpp.commands": len(commands)}):
+                await self.link.publish(prepared, now=now, give_up_after_s=min(self.request_timeout_s, left))
         except NotReachable as fault:
             # Published and unknown: the same ids go out again once GoodWe's cluster is back.
             self.metrics.publish_failures.add()

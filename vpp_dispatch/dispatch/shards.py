@@ -29,6 +29,7 @@ from vpp_dispatch.domain.roster import Catalogue, Policy, cos_phi_of
 from vpp_dispatch.domain.signal import Actuator, Kind
 from vpp_dispatch.errors import InvariantBroken
 from vpp_dispatch.observability.metrics import Metrics
+from vpp_dispatch.observability.tracing import Tracing
 from vpp_dispatch.operators.envelope import Message, Origin, dead_letter
 from vpp_dispatch.operators.messages import encode_outcomes
 
@@ -82,7 +83,9 @@ class Shards:
         fault: Callable[[str], None],
         digests: Digests | None = None,
         break_glass: BreakGlass | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
+        self.tracing = tracing or Tracing()
         self.digests = digests
         self.break_glass = break_glass
         self.catalogue = catalogue
@@ -212,7 +215,10 @@ class Shards:
         self._next[shard] = max(position, run[-1].offset + 1)
         read_up = self.read_up(shard)
         try:
-            self._note(book.step(messages, now, reconcile=read_up), run)  # type: ignore[arg-type]
+            effects = book.step(messages, now, reconcile=read_up)  # type: ignore[arg-type]
+            self._note(effects, run)
+            if self.tracing.on and effects.codes.sum():
+                self._trace(book, effects)
             if read_up and not was_read_up:
                 book.step([], now)
         except Exception:  # noqa: BLE001  told one by one below
@@ -245,6 +251,13 @@ class Shards:
         self.metrics.suspect.add(effects.suspects)
         if effects.took:
             self.metrics.result_latency_seconds.observe_many(np.concatenate(effects.took))
+
+    def _trace(self, book: Book, effects: Effects) -> None:
+        """A moment's span for the results of one fetch, at the events whose accounts they may have changed."""
+        events = sorted(name for name, membership in book.memberships.items() if membership.news)
+        counts = {f"vpp.results.{c.name.lower()}": n for c, n in zip(ResultCode, effects.codes.tolist(), strict=True)}
+        with self.tracing.span("results.join", events, **{name: n for name, n in counts.items() if n}):
+            return
 
     def observe(self, shard: int, telemetry: Telemetry, now: float) -> None:
         """Folds telemetry, which has no place in the inbox."""

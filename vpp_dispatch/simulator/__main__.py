@@ -8,8 +8,8 @@ import signal
 import ssl
 import sys
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ from vpp_dispatch.simulator.faults import SHAPES, FaultError, Faults, parse_loss
 from vpp_dispatch.simulator.fleet import Device, FleetError, generate_fleet, read_fleet
 from vpp_dispatch.simulator.inverter import Inverters
 from vpp_dispatch.simulator.profile import Profile, ProfileError, load_profile
+from vpp_dispatch.simulator.security import IN_THE_CLEAR, SecurityError, read_security
 from vpp_dispatch.simulator.topics import Publisher, Topics, create_topics
 from vpp_dispatch.simulator.weather import WEATHERS
 
@@ -68,12 +69,14 @@ class Plan:
     http_port: int
     tls: tuple[str, str] | None
     account: str | None
-    password: str | None
+    password: str | None = field(repr=False)
     create: bool
     partitions: int
     group: str
     registry_topic: str | None
     state_file: Path | None
+    security: Mapping[str, Any] = field(default=IN_THE_CLEAR, repr=False)
+    fleet_security: Mapping[str, Any] = field(default=IN_THE_CLEAR, repr=False)
 
 
 def build_cloud(plan: Plan, *, now: float) -> Cloud:
@@ -91,10 +94,14 @@ def build_cloud(plan: Plan, *, now: float) -> Cloud:
     return cloud
 
 
-async def _create(servers: str, topics: dict[str, dict[str, str]], partitions: int) -> None:
+async def _create(
+    servers: str, security: Mapping[str, Any], topics: dict[str, dict[str, str]], partitions: int
+) -> None:
     while True:
         try:
-            return await create_topics(bootstrap_servers=servers, topics=topics, partitions=partitions)
+            return await create_topics(
+                bootstrap_servers=servers, topics=topics, partitions=partitions, security=security
+            )
         except KafkaError as error:
             if not error.retriable and not isinstance(error, KafkaConnectionError):
                 raise
@@ -126,8 +133,10 @@ async def run(plan: Plan, *, stop: asyncio.Event | None = None) -> None:
         loop.add_signal_handler(number, stop.set)
     cloud = build_cloud(plan, now=time.time())
     api = RealTimeApi(cloud=cloud, seed=plan.seed, account=plan.account, password=plan.password)
-    topics = Topics(cloud=cloud, bootstrap_servers=plan.bootstrap_servers, group=plan.group)
-    registry = Publisher(bootstrap_servers=plan.fleet_bootstrap_servers) if plan.registry_topic else None
+    topics = Topics(cloud=cloud, bootstrap_servers=plan.bootstrap_servers, group=plan.group, security=plan.security)
+    registry = None
+    if plan.registry_topic:
+        registry = Publisher(bootstrap_servers=plan.fleet_bootstrap_servers, security=plan.fleet_security)
     control = Control(cloud=cloud, api=api, topics=topics, registry=registry, registry_topic=plan.registry_topic or "")
     application = web.Application(client_max_size=64 << 20)
     application.add_routes([*api.routes(), *control.routes()])
@@ -161,11 +170,10 @@ async def _start(plan: Plan, topics: Topics, registry: Publisher | None) -> None
     profile = plan.profile
     if plan.create:
         wanted = dict.fromkeys((*profile.request_topics.values(), *profile.result_topics.values()), _REQUEST_CONFIG)
-        await _create(plan.bootstrap_servers, wanted, plan.partitions)
+        await _create(plan.bootstrap_servers, plan.security, wanted, plan.partitions)
         if plan.registry_topic is not None:
-            await _create(
-                plan.fleet_bootstrap_servers, {plan.registry_topic: {"cleanup.policy": "compact"}}, plan.partitions
-            )
+            compacted = {plan.registry_topic: {"cleanup.policy": "compact"}}
+            await _create(plan.fleet_bootstrap_servers, plan.fleet_security, compacted, plan.partitions)
     await topics.start()
     if registry is not None and plan.registry_topic is not None:
         topic = plan.registry_topic
@@ -224,6 +232,17 @@ _WEATHERS_TOLD: Final = "\n\n".join(f"{name}: {weather.says}." for name, weather
     "--publish-fleet", "registry_topic", metavar="TOPIC", help="Publish registry records there: fleet.devices.v1."
 )
 @click.option("--fleet-bootstrap-servers", help="The registry's cluster, if it is another one.")
+@click.option(
+    "--kafka-security",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="TOML file with protocol, mechanism, username, password_file, ca_file, cert_file, key_file, as in the "
+    "service's [kafka.security]; in the clear by default.",
+)
+@click.option(
+    "--fleet-kafka-security",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The same for the registry's cluster, if that is another one.",
+)
 @click.option("--http-host", default="127.0.0.1")
 @click.option("--http-port", default=0, help="0 = a free one.")
 @click.option("--tls-cert", type=click.Path(exists=True, dir_okay=False))
@@ -338,8 +357,12 @@ def _plan(options: dict[str, Any], asked: Collection[str]) -> Plan:
                 registered_limits=options["registered_limits"],
             )
         faults = _faults(options, asked, profile)
-    except (ProfileError, FleetError, FaultError) as error:
+        security = read_security(options["kafka_security"])
+        fleet_security = read_security(options["fleet_kafka_security"])
+    except (ProfileError, FleetError, FaultError, SecurityError) as error:
         raise click.ClickException(str(error)) from error
+    if options["fleet_bootstrap_servers"] is None and options["fleet_kafka_security"] is None:
+        fleet_security = security
     password_file = options["password_file"]
     return Plan(
         bootstrap_servers=options["bootstrap_servers"],
@@ -361,6 +384,8 @@ def _plan(options: dict[str, Any], asked: Collection[str]) -> Plan:
         group=options["group"],
         registry_topic=options["registry_topic"],
         state_file=options["state_file"],
+        security=security,
+        fleet_security=fleet_security,
     )
 
 

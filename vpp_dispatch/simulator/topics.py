@@ -21,6 +21,7 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 from aiokafka.partitioner import murmur2
 
 from vpp_dispatch.simulator.cloud import Cloud, Outgoing
+from vpp_dispatch.simulator.security import IN_THE_CLEAR
 
 log = logging.getLogger("vpp_dispatch.simulator")
 _AGAIN_S: Final = 0.5
@@ -29,16 +30,23 @@ _READ_AT_ONCE: Final = 2_000
 
 
 async def create_topics(
-    *, bootstrap_servers: str, topics: Mapping[str, Mapping[str, str]], partitions: int, replication: int = 1
+    *,
+    bootstrap_servers: str,
+    topics: Mapping[str, Mapping[str, str]],
+    partitions: int,
+    replication: int = 1,
+    security: Mapping[str, Any] = IN_THE_CLEAR,
 ) -> None:
     """Create topics (name -> configuration) that are missing, and wait until each partition has a leader.
+
+    `security`: arguments of an aiokafka client, as everywhere here; see `vpp_dispatch.simulator.security`.
 
     Raises:
         KafkaError: the broker refuses, or cannot be reached.
     """
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
-    await admin.start()
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers, **security)
     try:
+        await admin.start()
         wanted = [
             NewTopic(name, partitions, replication, topic_configs=dict(config)) for name, config in topics.items()
         ]
@@ -62,8 +70,9 @@ async def create_topics(
 class Publisher:
     """Publishes records by key in order, in batches, and again until the broker has acknowledged each of them."""
 
-    def __init__(self, *, bootstrap_servers: str) -> None:
+    def __init__(self, *, bootstrap_servers: str, security: Mapping[str, Any] = IN_THE_CLEAR) -> None:
         self._bootstrap_servers = bootstrap_servers
+        self._security = security
         self._producer: AIOKafkaProducer | None = None
         self._partition_of: dict[tuple[str, str], int] = {}
 
@@ -75,6 +84,7 @@ class Publisher:
                 enable_idempotence=True,
                 max_batch_size=1 << 20,
                 max_request_size=4 << 20,
+                **self._security,
             )
             try:
                 await producer.start()
@@ -145,12 +155,15 @@ class Publisher:
 class Topics:
     """Runs a `Cloud` on its six topics."""
 
-    def __init__(self, *, cloud: Cloud, bootstrap_servers: str, group: str) -> None:
+    def __init__(
+        self, *, cloud: Cloud, bootstrap_servers: str, group: str, security: Mapping[str, Any] = IN_THE_CLEAR
+    ) -> None:
         self._cloud = cloud
         self._bootstrap_servers = bootstrap_servers
+        self._security = security
         self._group = group
         self._roles = {topic: role for role, topic in cloud.profile.request_topics.items()}
-        self._publisher = Publisher(bootstrap_servers=bootstrap_servers)
+        self._publisher = Publisher(bootstrap_servers=bootstrap_servers, security=security)
         self._woken = asyncio.Event()
         self._outbox: list[Outgoing] = []
         self._filled = asyncio.Event()
@@ -183,6 +196,7 @@ class Topics:
                 auto_commit_interval_ms=1000,
                 fetch_max_wait_ms=100,
                 max_partition_fetch_bytes=4 << 20,
+                **self._security,
             )
             try:
                 partitions = await self._partitions()
@@ -195,9 +209,9 @@ class Topics:
             await asyncio.sleep(_AGAIN_S)
 
     async def _partitions(self) -> list[TopicPartition]:
-        admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap_servers)
-        await admin.start()
+        admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap_servers, **self._security)
         try:
+            await admin.start()
             described = await admin.describe_topics(list(self._roles))
         finally:
             await admin.close()
