@@ -28,7 +28,7 @@ from vpp_dispatch.simulator.faults import SHAPES, FaultError, Faults, parse_loss
 from vpp_dispatch.simulator.fleet import Device, FleetError, generate_fleet, read_fleet
 from vpp_dispatch.simulator.inverter import Inverters
 from vpp_dispatch.simulator.profile import Profile, ProfileError, load_profile
-from vpp_dispatch.simulator.security import IN_THE_CLEAR, SecurityError, read_security
+from vpp_dispatch.simulator.security import SecurityError, read_security
 from vpp_dispatch.simulator.topics import Publisher, Topics, create_topics
 from vpp_dispatch.simulator.weather import WEATHERS
 
@@ -75,8 +75,8 @@ class Plan:
     group: str
     registry_topic: str | None
     state_file: Path | None
-    security: Mapping[str, Any] = field(default=IN_THE_CLEAR, repr=False)
-    fleet_security: Mapping[str, Any] = field(default=IN_THE_CLEAR, repr=False)
+    security: Mapping[str, Any] = field(repr=False)
+    fleet_security: Mapping[str, Any] = field(repr=False)
 
 
 def build_cloud(plan: Plan, *, now: float) -> Cloud:
