@@ -1,0 +1,75 @@
+"""Queries of our metrics: on the chosen workers, gauges of shards summed, counters by `rate` or `increase` only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+PER_WORKER: Final = "{{pod}} {{instance}}"
+"""Legend of one worker: in Kubernetes the pod stands before the address, elsewhere the address stands alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A PromQL expression, and what its series are called."""
+
+    expr: str
+    legend: str
+
+
+def of(name: str, matchers: str = "") -> str:
+    """A selector of one of our metrics on the chosen workers; `name` is without the prefix."""
+    return f'vpp_dispatch_{name}{{job="$job",instance=~"$worker"{"," if matchers else ""}{matchers}}}'
+
+
+def process(name: str) -> str:
+    """A selector of one of the metrics that Prometheus' own clients show of a process."""
+    return f'process_{name}{{job="$job",instance=~"$worker"}}'
+
+
+def total(name: str, by: str = "", matchers: str = "") -> str:
+    """A gauge summed over the workers, by labels."""
+    return f"sum{_by(by)} ({of(name, matchers)})"
+
+
+def worst(name: str, by: str = "", matchers: str = "") -> str:
+    """The largest of a gauge over the workers, by labels."""
+    return f"max{_by(by)} ({of(name, matchers)})"
+
+
+def pace(name: str, by: str = "", matchers: str = "") -> str:
+    """How much a counter grows per second, summed over the workers, by labels."""
+    return f"sum{_by(by)} (rate({of(name, matchers)}[$__rate_interval]))"
+
+
+def grown(name: str, by: str = "", *, window: str = "$__rate_interval") -> str:
+    """How much a counter grew in a window, whole numbers where that matters.
+
+    A counter with labels is not there before its first time, and `increase` counts from the first value that it sees:
+    the first signal of an operator would be missed. So one that was not there when the window began counts whole.
+    """
+    series = of(name)
+    return f"sum{_by(by)} (({series} unless {series} offset {window}) or increase({series}[{window}]))"
+
+
+def or_zero(expr: str) -> str:
+    """The same, and 0 where nothing of the kind ever happened."""
+    return f"{expr} or vector(0)"
+
+
+def or_none(expr: str, label: str) -> str:
+    """The same, and a single series of 0 that is called `none` by `label` while nothing of the kind ever happened."""
+    return f'{expr} or (label_replace(vector(0), "{label}", "none", "", "") unless on () {expr})'
+
+
+def quantiles(name: str) -> list[Query]:
+    """Median, 95 and 99 of 100 of a histogram over all workers, in seconds; without traffic there are none."""
+    buckets = f"sum by (le) (rate({of(name + '_bucket')}[$__rate_interval]))"
+    return [
+        Query(f"histogram_quantile({q}, {buckets})", legend)
+        for q, legend in ((0.5, "half within"), (0.95, "95 % within"), (0.99, "99 % within"))
+    ]
+
+
+def _by(labels: str) -> str:
+    return f" by ({labels})" if labels else ""
