@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeVar
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -20,7 +21,7 @@ from vpp_dispatch.fleet.freshness import Limits, freshness, verdicts
 from vpp_dispatch.fleet.registry import Removed, decode_record
 from vpp_dispatch.goodwe.profile import Profile, load_profile
 from vpp_dispatch.goodwe.realtime import RealTimeApi
-from vpp_dispatch.settings import Settings
+from vpp_dispatch.settings import SecuritySettings, Settings
 from vpp_dispatch.topics import read_all
 
 T = TypeVar("T")
@@ -64,6 +65,8 @@ async def inspect(settings: Settings, *, create_topics: bool = False) -> AsyncIt
             yield failed("settings", sentence)
     else:
         yield ok("settings", "The settings fit and are complete.")
+    for finding in _in_the_clear(settings):
+        yield finding
     profile: Profile | None = None
     try:
         profile = load_profile(settings.goodwe.profile)
@@ -117,12 +120,53 @@ async def _our_kafka(settings: Settings, *, create_topics: bool) -> AsyncIterato
     yield ok("kafka", f"Kafka at {servers} answers, with {cluster.brokers} broker{'s' * (cluster.brokers != 1)}.")
     for finding in _our_topics(settings, cluster):
         yield finding
+    async for finding in _allowed("access", servers, settings.kafka.security, preflight.needs(settings)):
+        yield finding
     if settings.topics.registry in cluster.topics:
         yield ok("registry topic", f"{settings.topics.registry} can be read.")
     try:
         yield _clock(await _within(preflight.clock_skew(settings), STEP_S, "the broker's clock"))
     except VppDispatchError as error:
         yield note("clock", f"The clocks could not be compared: {error} Keep both by NTP.")
+
+
+async def _allowed(
+    check: str, servers: str, security: SecuritySettings, wanted: list[preflight.Need]
+) -> AsyncIterator[Finding]:
+    """Whether this user may do all that the service does there."""
+    try:
+        lacking = await _within(preflight.lacking(servers, security, wanted), STEP_S, f"permissions at {servers}")
+    except VppDispatchError as error:
+        yield note(check, f"What this user may do is not known: {error}")
+        return
+    for kind, name, operation in lacking:
+        yield failed(
+            check,
+            f"This user may not {operation.lower()} the {kind} {name}: add the ACL {operation} on it, or create it if "
+            "it is not there. All that are needed are in deploy/kafka/acls.toml.",
+        )
+    if not lacking:
+        yield ok(check, f"This user may do all of the {len(wanted)} things that the service does there.")
+
+
+def _in_the_clear(settings: Settings) -> Iterator[Finding]:
+    """What crosses a network where others may read it."""
+    ways = {
+        "KAFKA": (settings.kafka.bootstrap_servers, settings.kafka.security.uses_tls),
+        "GOODWE__KAFKA": (settings.goodwe_bootstrap_servers, settings.goodwe_security.uses_tls),
+    }
+    base_url = settings.goodwe.realtime.base_url
+    if base_url:
+        parts = urlsplit(base_url)
+        ways["GOODWE__REALTIME"] = (parts.netloc, parts.scheme == "https")
+    for section, (servers, encrypted) in ways.items():
+        hosts = {server.strip().rpartition(":")[0].strip("[]") or server for server in servers.split(",")}
+        if not encrypted and hosts - {"127.0.0.1", "localhost", "::1", ""}:
+            yield note(
+                "encryption",
+                f"{servers} is spoken to in the clear: whoever is on the way reads and changes it. Use TLS "
+                f"(VPP_DISPATCH_{section}__*).",
+            )
 
 
 def _our_topics(settings: Settings, cluster: preflight.Cluster) -> Iterator[Finding]:
@@ -208,6 +252,9 @@ async def _goodwe_kafka(settings: Settings, profile: Profile) -> AsyncIterator[F
                 f"{name} does not exist there, or is not shown to this user: correct [topics] in the profile, or ask "
                 "GoodWe for access.",
             )
+    wanted = preflight.goodwe_needs(settings, profile)
+    async for finding in _allowed("goodwe access", servers, settings.goodwe_security, wanted):
+        yield finding
 
 
 async def _realtime(settings: Settings, profile: Profile, registered: set[str] | None) -> AsyncIterator[Finding]:

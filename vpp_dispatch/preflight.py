@@ -11,25 +11,32 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
+    GroupAuthorizationFailedError,
     InvalidReplicationFactorError,
     KafkaError,
     NodeNotReadyError,
     NoError,
     TopicAlreadyExistsError,
+    UnknownTopicOrPartitionError,
     for_code,
 )
+from aiokafka.protocol.admin import DescribeGroupsRequest_v3, DescribeGroupsResponse_v3
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.types import Array, Boolean, Int16, Int32, Schema, String
 
 from vpp_dispatch.domain.device import SHARDS
 from vpp_dispatch.errors import ConfigurationError, ExternalFault, NotReachable
+from vpp_dispatch.goodwe.profile import Profile
 from vpp_dispatch.settings import SecuritySettings, Settings
+from vpp_dispatch.topics import why_not
 
 DAY_MS = 86_400_000
 FRESH_BROKER_TRIES = 20
@@ -135,12 +142,7 @@ async def prepare(settings: Settings, *, waiting: Callable[[list[str]], None]) -
                 return
             waiting(refused + missing)
         except (KafkaError, OSError) as fault:
-            waiting(
-                [
-                    f"Kafka at {settings.kafka.bootstrap_servers} cannot be used ({fault!r}): "
-                    "start it, or set the address."
-                ]
-            )
+            waiting([str(await _unusable(settings.kafka.bootstrap_servers, settings.kafka.security, fault))])
         finally:
             await admin.close()
         await asyncio.sleep(pause)
@@ -178,10 +180,10 @@ async def create_for_trying_out(settings: Settings) -> None:
             return
         except NodeNotReadyError as fault:  # the first answers of a broker that has just started name no broker
             if not tries_left:
-                raise _unusable(settings.kafka.bootstrap_servers, fault) from fault
+                raise await _unusable(settings.kafka.bootstrap_servers, settings.kafka.security, fault) from fault
             await asyncio.sleep(0.2)
         except (KafkaError, OSError) as fault:
-            raise _unusable(settings.kafka.bootstrap_servers, fault) from fault
+            raise await _unusable(settings.kafka.bootstrap_servers, settings.kafka.security, fault) from fault
         finally:
             await admin.close()
 
@@ -223,7 +225,7 @@ async def look(bootstrap_servers: str, security: SecuritySettings) -> Cluster:
         topics = await existing(admin)
         return Cluster(brokers=brokers, topics=topics, cleanup_policies=await _policies(admin, list(topics)))
     except (KafkaError, OSError) as fault:
-        raise _unusable(bootstrap_servers, fault) from fault
+        raise await _unusable(bootstrap_servers, security, fault) from fault
     finally:
         await admin.close()
 
@@ -240,11 +242,171 @@ async def _policies(admin: AIOKafkaAdminClient, topics: list[str]) -> dict[str, 
     return policies
 
 
-def _unusable(servers: str, fault: Exception) -> NotReachable:
+async def _unusable(servers: str, security: SecuritySettings, fault: Exception) -> NotReachable:
+    if why := await why_not(servers, security):
+        return NotReachable(f"Kafka at {servers} cannot be used: {why}.")
     return NotReachable(
         f"Kafka at {servers} cannot be used ({type(fault).__name__}): start it, or set the right address, user and "
         "certificates."
     )
+
+
+# ---------------------------------------------------------------------------------------------- what a user may do
+
+Need = tuple[Literal["topic", "group"], str, str]
+"""What is used, its name, and one of Kafka's operations on it: `("topic", "fleet.devices.v1", "Read")`."""
+
+
+def needs(settings: Settings) -> list[Need]:
+    """What the service has to be allowed on our cluster, where the topics exist: no more, and no less (R9)."""
+    t = settings.topics
+    reads = [*settings.signals.topics, t.registry]
+    writes = [t.responses, *settings.responses.topics.values(), t.reports, *settings.reports.topics.values()]
+    writes += [t.outcomes, t.dead_letters]
+    both = [t.event_inbox, t.shard_inbox, t.events_changelog, t.pages_changelog]
+    wanted: list[Need] = [("group", settings.kafka.group, "Read")]
+    wanted += [("topic", name, "Read") for name in (*reads, *both)]
+    wanted += [("topic", name, "Write") for name in (*dict.fromkeys(writes), *both)]
+    return wanted
+
+
+def goodwe_needs(settings: Settings, profile: Profile) -> list[Need]:
+    """What the service has to be allowed on GoodWe's cluster: no more, and no less."""
+    t = profile.topics
+    wanted: list[Need] = [("group", settings.goodwe_group, "Read")]
+    wanted += [("topic", name, "Write") for name in (t.single_request, t.multi_request, t.query_request)]
+    wanted += [("topic", name, "Read") for name in (t.single_result, t.multi_result, t.query_result)]
+    return wanted
+
+
+async def lacking(bootstrap_servers: str, security: SecuritySettings, wanted: Sequence[Need]) -> list[Need]:
+    """What of `wanted` this user may not do, as the cluster itself tells it; nothing is tried out. A topic that does
+    not exist lacks nothing.
+
+    Raises:
+        ConfigurationError: the security settings are of no use.
+        ExternalFault: the cluster cannot be used from here, or does not tell (Kafka before 2.3).
+    """
+    admin = client(bootstrap_servers, security)
+    try:
+        await admin.start()
+        names = sorted({name for kind, name, _ in wanted if kind == "topic"})
+        told = await admin._send_request(_AskTopics(names))
+        may: dict[tuple[str, str], int | None] = {
+            ("topic", topic[1]): _EVERYTHING if for_code(topic[0]) is UnknownTopicOrPartitionError else topic[4]
+            for topic in told.topics
+        }
+        for name in sorted({name for kind, name, _ in wanted if kind == "group"}):
+            may["group", name] = await _group_operations(admin, name)
+        return [need for need in wanted if not (may.get(need[:2]) or 0) & 1 << _OPERATIONS[need[2]]]
+    except NotImplementedError:
+        raise ExternalFault(f"Kafka at {bootstrap_servers} is too old to tell what a user may do.") from None
+    except (KafkaError, OSError) as fault:
+        raise await _unusable(bootstrap_servers, security, fault) from fault
+    finally:
+        await admin.close()
+
+
+async def _group_operations(admin: AIOKafkaAdminClient, name: str) -> int:
+    """What this user may do with a group, as bits; nothing of one that it may not even see."""
+    for tries_left in range(FRESH_BROKER_TRIES, -1, -1):
+        try:
+            told = await admin._send_request(_AskGroups([name]), await admin.find_coordinator(name))
+            if error := told.groups[0][0]:
+                raise for_code(error)(name)
+            return int(told.groups[0][6])
+        except GroupAuthorizationFailedError:
+            return 0
+        except KafkaError as fault:  # a cluster without any group yet makes the topic of their offsets first
+            if not fault.retriable or not tries_left:
+                raise
+            await asyncio.sleep(0.25)
+    raise AssertionError("not reached")
+
+
+_EVERYTHING = -1
+_OPERATIONS = {"Read": 3, "Write": 4, "Describe": 8}
+"""Kafka's numbers of its operations, which are those of the bits too."""
+
+# aiokafka has neither of these two questions in a version whose answer tells operations.
+
+
+class _TopicsTold(Response):
+    API_KEY = 3
+    API_VERSION = 8
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        ("brokers", Array(("node", Int32), ("host", String("utf-8")), ("port", Int32), ("rack", String("utf-8")))),
+        ("cluster_id", String("utf-8")),
+        ("controller", Int32),
+        (
+            "topics",
+            Array(
+                ("error", Int16),
+                ("name", String("utf-8")),
+                ("internal", Boolean),
+                (
+                    "partitions",
+                    Array(
+                        ("error", Int16),
+                        ("partition", Int32),
+                        ("leader", Int32),
+                        ("leader_epoch", Int32),
+                        ("replicas", Array(Int32)),
+                        ("isr", Array(Int32)),
+                        ("offline", Array(Int32)),
+                    ),
+                ),
+                ("operations", Int32),
+            ),
+        ),
+        ("operations", Int32),
+    )
+
+
+class _TopicsAsked(RequestStruct):
+    API_KEY = 3
+    API_VERSION = 8
+    RESPONSE_TYPE = _TopicsTold
+    SCHEMA = Schema(
+        ("topics", Array(String("utf-8"))), ("create", Boolean), ("cluster_too", Boolean), ("operations", Boolean)
+    )
+
+
+class _AskTopics(Request[_TopicsAsked]):
+    API_KEY = 3
+
+    def __init__(self, topics: list[str]) -> None:
+        self._topics = topics
+
+    def build(self, version: type[_TopicsAsked]) -> _TopicsAsked:
+        return version(self._topics, False, False, True)
+
+
+class _GroupsTold(Response):
+    API_KEY = 15
+    API_VERSION = 3
+    SCHEMA = DescribeGroupsResponse_v3.SCHEMA
+
+
+class _GroupsAsked(RequestStruct):
+    API_KEY = 15
+    API_VERSION = 3
+    RESPONSE_TYPE = _GroupsTold
+    SCHEMA = DescribeGroupsRequest_v3.SCHEMA
+
+
+class _AskGroups(Request[_GroupsAsked]):
+    API_KEY = 15
+
+    def __init__(self, groups: list[str]) -> None:
+        self._groups = groups
+
+    def build(self, version: type[_GroupsAsked]) -> _GroupsAsked:
+        return version(self._groups, True)
+
+
+# ---------------------------------------------------------------------------------------------- the clock
 
 
 async def clock_skew(settings: Settings) -> float:

@@ -48,6 +48,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Look:
         skew_s: float | Exception = 0.0,
         fault: Exception | None = None,
         registered: list[str] = SNS,
+        lacking: Exception | list[preflight.Need] | None = None,
         **variables: str,
     ) -> Findings:
         password = tmp_path / "password"
@@ -75,6 +76,11 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Look:
                 raise skew_s
             return skew_s
 
+        async def not_allowed(_: str, __: Any, wanted: list[preflight.Need]) -> list[preflight.Need]:
+            if isinstance(lacking, Exception):
+                raise lacking
+            return [need for need in wanted if need in (lacking or [])]
+
         async def read_all(_: Settings, topic: str) -> AsyncIterator[Entry]:
             for n, sn in enumerate(registered):
                 value = json.dumps({"sn": sn}).encode()
@@ -83,6 +89,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Look:
 
         monkeypatch.setattr(preflight, "look", look)
         monkeypatch.setattr(preflight, "clock_skew", clock_skew)
+        monkeypatch.setattr(preflight, "lacking", not_allowed)
         monkeypatch.setattr(checks, "read_all", read_all)
         monkeypatch.setattr(checks, "RealTimeApi", Api)
         monkeypatch.setattr(Api, "fault", fault)
@@ -100,8 +107,8 @@ async def test_where_everything_is_right_nothing_fails_and_all_is_looked_at(worl
     assert failures(found) == []
     seen = {check for check, _, _ in found}
     assert seen == {
-        "settings", "profile", "kafka", "topic", "registry topic", "clock", "goodwe kafka", "goodwe topic", "api",
-        "devices", "freshness",
+        "settings", "profile", "kafka", "topic", "access", "registry topic", "clock", "goodwe kafka", "goodwe topic",
+        "goodwe access", "api", "devices", "freshness",
     }  # fmt: skip
     assert len([1 for check, _, _ in found if check == "topic"]) == 10
 
@@ -196,3 +203,28 @@ async def test_r16_r18_freshness_that_the_rate_does_not_allow(world: Look) -> No
     assert [check for check, _ in required] == ["freshness"] and "most devices are skipped" in required[0][1]
     stale = failures(await world(GOODWE__REALTIME__MAX_CALLS_PER_S="0.001"))
     assert "nothing would start" in stale[0][1]
+
+
+async def test_what_this_user_may_not_do_is_named_with_its_acl(world: Look) -> None:
+    lacking = [("topic", "dispatch.outcomes.v1", "Write"), ("group", "vpp-dispatch-goodwe", "Read")]
+    found = dict(failures(await world(lacking=lacking)))
+    assert "may not write the topic dispatch.outcomes.v1: add the ACL Write" in found["access"]
+    assert "may not read the group vpp-dispatch-goodwe: add the ACL Read" in found["goodwe access"]
+
+
+async def test_where_a_cluster_does_not_tell_it_is_a_note(world: Look) -> None:
+    found = await world(lacking=ExternalFault("too old to tell."))
+    assert failures(found) == []
+    assert [state for check, state, _ in found if check in ("access", "goodwe access")] == ["note", "note"]
+
+
+async def test_what_crosses_a_network_in_the_clear_is_noted(world: Look) -> None:
+    assert not [says for check, _, says in await world() if check == "encryption"]  # it stays on this machine
+    found = await world(
+        KAFKA__BOOTSTRAP_SERVERS="kafka-1:9092,kafka-2:9092", GOODWE__REALTIME__BASE_URL="http://api.example.org/x"
+    )
+    noted = [says for check, state, says in found if check == "encryption" and state == "note"]
+    assert [says.split(" is ")[0] for says in noted] == [
+        "kafka-1:9092,kafka-2:9092", "kafka-1:9092,kafka-2:9092", "api.example.org",
+    ]  # fmt: skip
+    assert "VPP_DISPATCH_GOODWE__REALTIME__*" in noted[2]
