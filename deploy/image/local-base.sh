@@ -14,7 +14,7 @@ done
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates "$suite" "$folder/root" "$mirror"
-tar -C "$folder/root" --exclude './var/cache/apt/archives/*' --exclude './var/lib/apt/lists/*' -cf "$folder/root.tar" .
+tar -C "$folder/root" --exclude './var/cache/apt/*' --exclude './var/lib/apt/lists/*' -cf "$folder/root.tar" .
 container=$(buildah from scratch)
 buildah add --quiet "$container" "$folder/root.tar" / > /dev/null
 buildah config --cmd /bin/bash --env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$container"

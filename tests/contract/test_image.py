@@ -50,18 +50,18 @@ def last(word: str) -> str:
 
 
 def test_the_base_is_slim_and_pinned_by_its_full_version() -> None:
-    (base,) = [rest for word, rest in instructions() if word == "ARG" and rest.startswith("BASE=")]
-    assert re.fullmatch(r"BASE=python:3\.\d+\.\d+-slim-[a-z]+", base)
+    (base,) = [rest for word, rest in instructions() if word == "ARG" and rest.startswith("BASE=")]  # the one place
+    assert re.fullmatch(r"BASE=python:3\.\d+\.\d+-slim-[a-z]+(@sha256:[0-9a-f]{64})?", base)
     minor = tuple(map(int, re.findall(r"\d+", base)[:2]))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["requires-python"] == ">=3.11" and minor >= (3, 11)
     froms = [stage[0][1].split()[0] for stage in stages()]
-    assert len(froms) > 1 and set(froms) <= {"${BASE}", "dependencies"}  # one interpreter builds, compiles and runs
+    assert len(froms) > 1 and set(froms) <= {"${BASE}", "dependencies", "package"}  # one interpreter
 
 
 def test_it_installs_from_the_lock_by_hash_and_compiles_nothing() -> None:
     installs = [rest for word, rest in instructions() if word == "RUN" and " install " in rest and "pip" in rest]
-    assert len(installs) == 3
+    assert len(installs) == 4
     for command in installs:
         by_hash = "--require-hashes" in command and "--only-binary :all:" in command
         ours = "--no-index" in command and "--no-deps" in command
@@ -72,7 +72,9 @@ def test_it_installs_from_the_lock_by_hash_and_compiles_nothing() -> None:
 
 def test_the_last_stage_has_no_build_tools() -> None:
     commands = " ".join(rest for word, rest in stages()[-1] if word == "RUN")
-    assert not re.search(r"\b(pip|apt-get|apt|gcc|make|curl|wget|setuptools|venv)\b", commands)
+    kept = re.sub(r"rm -rf [^&]*", "", commands)  # what of the base is taken away has to be named
+    assert not re.search(r"\b(pip|apt-get|apt|gcc|make|curl|wget|setuptools|venv)\b", kept)
+    assert "/site-packages/pip " in commands and "/ensurepip" in commands and "-perm /6000" in commands
     copied = [rest for word, rest in stages()[-1] if word == "COPY"]
     assert not any("/opt/tools" in rest for rest in copied)
     # Without pip, or it would be shipped.
@@ -113,10 +115,11 @@ def test_it_exposes_the_port_that_the_service_listens_on() -> None:
 def test_it_carries_the_labels_and_the_version_of_the_project() -> None:
     labels = last("LABEL")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for name in ("title", "description", "licenses", "version", "revision"):
+    for name in ("title", "description", "licenses", "version", "revision", "created", "base.name"):
         assert f"org.opencontainers.image.{name}=" in labels
     assert f'licenses="{project["license"]}"' in labels and project["description"] in labels
-    assert f"VERSION={project['version']}" in [rest for word, rest in stages()[-1] if word == "ARG"]
+    arguments = [rest for word, rest in stages()[-1] if word == "ARG"]
+    assert f"VERSION={project['version']}" in arguments and "BASE" in arguments  # above FROM is not below
 
 
 def test_it_holds_no_secret() -> None:
@@ -175,11 +178,11 @@ def livez() -> Iterator[Any]:
     server.server_close()
 
 
-def ask(port: int | str, **env: str) -> subprocess.CompletedProcess[str]:
+def ask(port: int | str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Runs the health check as the image does."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("VPP_DISPATCH_")}
     return subprocess.run(
-        [sys.executable, "-I", "-S", str(HEALTHCHECK)],
+        [sys.executable, "-I", "-S", str(HEALTHCHECK), *arguments],
         env=clean | {"VPP_DISPATCH_HTTP__PORT": str(port)} | env,
         capture_output=True,
         text=True,
@@ -206,6 +209,12 @@ def test_a_worker_that_is_not_there_is_not(livez: Any) -> None:
     livez.server_close()
     done = ask(port)
     assert done.returncode == 1 and f"port {port} does not answer" in done.stdout and done.stderr == ""
+
+
+def test_another_path_is_asked_for_where_it_is_given(livez: Any) -> None:
+    livez.answer = 200
+    done = ask(livez.server_port, "/readyz")
+    assert done.returncode == 1 and done.stdout.startswith("/readyz answers 404")
 
 
 def test_a_port_that_cannot_be_known_is_said() -> None:
