@@ -134,6 +134,10 @@ def alone(box: Box, found: Findings) -> None:
     found(checked.returncode == 2, f"config check without settings: {checked.stderr.strip().splitlines()[:1]}")
     sick = box.run(*HEALTH)
     found(sick.returncode == 1, f"health check without a worker: {sick.stdout.strip()}")
+    traced = box.run(HEALTH[0], "-c", "import opentelemetry.sdk.trace, opentelemetry.exporter.otlp.proto.http")
+    found(traced.returncode == 0, f"OpenTelemetry can be imported {traced.stderr.strip()[-200:]}")
+    no_pip = box.run(HEALTH[0], "-c", "import pip")
+    found("ModuleNotFoundError" in no_pip.stderr, "pip cannot be imported")
     packages = next((box.root / "opt/vpp-dispatch/lib").glob("python3*/site-packages"))
     sources = list(packages.rglob("*.py"))
     bare = [path for path in sources if not list((path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"))]
@@ -168,6 +172,8 @@ async def running(box: Box, found: Findings, servers: str) -> None:
             asked = time.monotonic()
             well = await asyncio.to_thread(box.run, *HEALTH, env=env)
             found(well.returncode == 0, f"health check, in {time.monotonic() - asked:.2f} s {well.stdout.strip()}")
+            able = await asyncio.to_thread(box.run, *HEALTH, "/readyz", env=env)
+            found(able.returncode == 0, f"health check of /readyz {able.stdout.strip()}")
             status = await asyncio.to_thread(Path(f"/proc/{pid}/status").read_text)
             facts = [
                 line.replace("\t", " ") for line in status.splitlines() if line.startswith(("Uid", "CapEff", "NoNew"))
