@@ -140,7 +140,9 @@ def configure(level: str, form: Format) -> dict[str, Any]:
     if as_json:
         after += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
-        after += [structlog.dev.ConsoleRenderer(colors=terminal, timestamp_key="at")]
+        # Not the default with rich installed, whose tracebacks show the values of all variables, secrets among them.
+        plain = structlog.dev.plain_traceback
+        after += [structlog.dev.ConsoleRenderer(colors=terminal, timestamp_key="at", exception_formatter=plain)]
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -173,6 +175,8 @@ def configure(level: str, form: Format) -> dict[str, Any]:
         "loggers": {
             **{name: {"level": "WARNING"} for name in ("httpx", "httpcore", "aiohttp.access")},
             **{name: {"level": "NOTSET" if level == "debug" else "WARNING"} for name in quiet},
+            # Its debug lines are the requests, byte by byte; the one of SASL PLAIN is the password.
+            "aiokafka.conn": {"level": "INFO" if level == "debug" else "NOTSET"},
         },
     }
     logging.config.dictConfig(config)
