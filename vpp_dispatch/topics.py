@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -33,6 +34,9 @@ TIMEOUT_MS = 10_000
 
 KNOCK_MS = 5_000
 """Longest wait for a broker to let a client in, when that is all that is wanted."""
+
+LISTEN_S = 1.0
+"""Longest wait for a broker to say why it does not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,16 +100,32 @@ async def why_not(servers: str, security: SecuritySettings) -> str | None:
             (await create_conn(host, port, request_timeout_ms=KNOCK_MS, **arguments)).close()
             return None
         except (KafkaError, OSError, TimeoutError) as fault:
-            says = says or _complaint(fault, f"{host}:{port}", security)
+            alert = await _alert(host, port, arguments["ssl_context"]) if security.uses_tls else None
+            says = says or _complaint(alert or fault, f"{host}:{port}", security)
     return says
 
 
-def _complaint(fault: BaseException, host: str, security: SecuritySettings) -> str:
-    told: BaseException | None = fault
-    while told is not None:  # an alert about our certificate comes behind the loss of the connection
-        if says := complaint(told, host):
-            return says
-        told = told.__cause__
+async def _alert(host: str, port: int, context: ssl.SSLContext) -> ssl.SSLError | None:
+    """What a server says about our certificate: with TLS 1.3 that comes after the handshake, and whoever has sent
+    something by then, as Kafka's clients do, often only sees the connection reset."""
+    try:
+        async with asyncio.timeout(KNOCK_MS / 1000):
+            reader, writer = await asyncio.open_connection(host, port, ssl=context)
+            try:
+                async with asyncio.timeout(LISTEN_S):
+                    await reader.read(1)
+            finally:
+                writer.close()
+    except ssl.SSLError as alert:
+        return alert
+    except (OSError, TimeoutError):
+        pass  # it says nothing, which is what a server does that lets us in
+    return None
+
+
+def _complaint(fault: Exception, host: str, security: SecuritySettings) -> str:
+    if says := complaint(fault, host):
+        return says
     if isinstance(fault, SaslAuthenticationFailed):
         return (
             f"{host} refuses the user {security.username!r} or its password: compare USERNAME and PASSWORD_FILE "

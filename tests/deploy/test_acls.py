@@ -60,7 +60,9 @@ def test_r09_an_operator_has_only_its_own() -> None:
     for acl in acls:
         by_principal.setdefault(acl.principal, set()).add((acl.name, acl.operation))
     assert by_principal == {
-        "User:east": {("signals.east", "Write"), ("responses.east", "Read"), ("reports.east", "Read"), ("east", "Read")},
+        "User:east": {
+            ("signals.east", "Write"), ("responses.east", "Read"), ("reports.east", "Read"), ("east", "Read"),
+        },
         "User:west": {
             ("signals.west", "Write"), ("signals.west.2", "Write"), ("responses.west", "Read"),
             ("reports.west", "Read"), ("west", "Read"),
