@@ -1,7 +1,8 @@
 """Keeps helm/vpp-dispatch true to the service: `python deploy/tools/chart.py --write | --check | --golden`.
 
     values.schema.json    from schema.yaml, and for `settings` and `secrets` from vpp_dispatch.settings
-    files/service.json    from vpp_dispatch: settings with their variables, topics, shards, longest stop
+    files/service.json    from vpp_dispatch: settings with their variables, topics, shards, longest stop; and from
+                          deploy/kafka/acls.toml who may do what
     files/rules/          copies of deploy/prometheus/*.rules.yaml
     files/dashboards/     copies of deploy/grafana/dashboards/*.json
     README.md             from values.yaml and its comments, and the schema
@@ -16,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_origin
@@ -160,7 +162,23 @@ def service() -> dict[str, Any]:
         }
         for role, name in roles.items()
     }
-    return {"shards": SHARDS, "stop_s": STOP_S, "settings": leaves, "topics": topics}
+    return {"shards": SHARDS, "stop_s": STOP_S, "settings": leaves, "topics": topics, "principals": principals()}
+
+
+def principals() -> dict[str, Any]:
+    """Role -> name, and ACLs as Strimzi has them, of each principal of our cluster in deploy/kafka/acls.toml.
+
+    Names in braces stand as they are there, for the templates to fill in.
+    """
+    found = {}
+    for principal in tomllib.loads((ROOT / "deploy" / "kafka" / "acls.toml").read_text(encoding="utf-8"))["principal"]:
+        if principal["cluster"] == "ours":
+            operations: dict[tuple[str, str], list[str]] = {}
+            for kind, resource, operation in principal["allow"]:
+                operations.setdefault((kind, resource.strip("{}")), []).append(operation)
+            acls = [{"type": kind, "of": of, "operations": allowed} for (kind, of), allowed in operations.items()]
+            found[principal["role"]] = {"name": principal["name"], "acls": acls}
+    return found
 
 
 # ---------------------------------------------------------------------------------------------- README
@@ -217,15 +235,18 @@ def _allowed(node: dict[str, Any]) -> str:
 
 README = """# Helm chart `vpp-dispatch`
 
-Written by `python deploy/tools/chart.py --write` from `values.yaml`, `schema.yaml` and the service's own settings: change it there.
+Written by `python deploy/tools/chart.py --write` from `values.yaml`, `schema.yaml` and the service's own settings:
+change it there.
 
-Workers of [VPP dispatch](../../docs/architecture.md) as a StatefulSet. How to install it, see that it works, upgrade, go back and take it out again without leaving an inverter set:
-[docs/install.md](../../docs/install.md). Why it is as it is: [0012](../../docs/decisions/0012-chart.md).
+Workers of [VPP dispatch](../../docs/architecture.md) as a StatefulSet. How to install it, see that it works, upgrade,
+go back and take it out again without leaving an inverter set: [docs/install.md](../../docs/install.md). Why it is as it
+is: [0012](../../docs/decisions/0012-chart.md).
 
     helm install vpp-dispatch helm/vpp-dispatch --namespace dispatch --create-namespace --values my-values.yaml
 
-Two worked files to begin with: [ci/trying-it-out-values.yaml](ci/trying-it-out-values.yaml), a simulated GoodWe over one plaintext Kafka, and
-[ci/production-values.yaml](ci/production-values.yaml), SASL_SSL to both clusters, three workers, Strimzi, KEDA, monitors. The other files in `ci/` render the other branches.
+Two worked files to begin with: [ci/trying-it-out-values.yaml](ci/trying-it-out-values.yaml), a simulated GoodWe over
+one plaintext Kafka, and [ci/production-values.yaml](ci/production-values.yaml), SASL_SSL to both clusters, three
+workers, Strimzi, KEDA, monitors. The other files in `ci/` render the other branches.
 
 ## Values
 
@@ -236,7 +257,8 @@ Two worked files to begin with: [ci/trying-it-out-values.yaml](ci/trying-it-out-
 SETTINGS = """
 ## `settings` and `secrets`
 
-What each means, its default and its range: [docs/configuration.md](../../docs/configuration.md). An unknown key is refused by Helm, a value that does not fit by Helm or by the service.
+What each means, its default and its range: [docs/configuration.md](../../docs/configuration.md). An unknown key is
+refused by Helm, a value that does not fit by Helm or by the service.
 
 | key | variable |
 |---|---|

@@ -103,5 +103,11 @@
 {{- if and .strimzi.users.enabled (not (include "vpp-dispatch.text" (dict "root" $ "key" "goodwe.kafka.bootstrap_servers"))) -}}
 {{- fail "topics.strimzi.users are for a GoodWe on another cluster: the names of GoodWe's topics stand in the profile, which the chart does not read. Set settings.goodwe.kafka.bootstrap_servers, or make the users by yourself (deploy/kafka)." -}}
 {{- end -}}
+{{- $protocol := include "vpp-dispatch.text" (dict "root" $ "key" "kafka.security.protocol") -}}
+{{- $username := include "vpp-dispatch.text" (dict "root" $ "key" "kafka.security.username") -}}
+{{- $user := get .strimzi.users.names "service" | default (include "vpp-dispatch.service" $ | fromJson).principals.service.name -}}
+{{- if and .strimzi.users.enabled (hasPrefix "SASL" $protocol) (ne $user $username) -}}
+{{- fail (printf "settings.kafka.security.username is %s, but the service's KafkaUser is %s: set both alike (topics.strimzi.users.names.service)." $username $user) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}

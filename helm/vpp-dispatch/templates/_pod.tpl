@@ -58,12 +58,16 @@ The files of `secrets`: JSON list of {variable, file, reference}. The folder has
 {{- toYaml $env -}}
 {{- end -}}
 
-{{/* The same as a container's `env`. Written into the pod, not into a ConfigMap: a change rolls out, and rolls back. */}}
+{{/*
+The same as a container's `env`. Written into the pod, not into a ConfigMap: a change rolls out, and rolls back. `$(` is
+doubled, since Kubernetes would put a variable there.
+*/}}
 {{- define "vpp-dispatch.env" -}}
-{{- range $name, $value := include "vpp-dispatch.variables" . | fromYaml }}
-- name: {{ $name }}
-  value: {{ $value | quote }}
-{{- end }}
+{{- $env := list -}}
+{{- range $name, $value := include "vpp-dispatch.variables" . | fromYaml -}}
+{{- $env = append $env (dict "name" $name "value" (replace "$(" "$$(" $value)) -}}
+{{- end -}}
+{{- toYaml $env -}}
 {{- end -}}
 
 {{- define "vpp-dispatch.containerSecurity" -}}

@@ -19,13 +19,7 @@
 {{- toJson $roles -}}
 {{- end -}}
 
-{{/* An ACL of a KafkaUser. Takes type, name, operations; prefix for all names that begin so. */}}
-{{- define "vpp-dispatch.acl" -}}
-- resource: {type: {{ .type }}, name: {{ .name }}, patternType: {{ .prefix | default false | ternary "prefix" "literal" }}}
-  operations: [{{ join ", " .operations }}]
-{{- end -}}
-
-{{/* Beginning of a KafkaUser. Takes root, name. */}}
+{{/* A KafkaUser by its role. Takes root, role, name; names: what a name in braces of acls.toml stands for -> list. */}}
 {{- define "vpp-dispatch.user" -}}
 apiVersion: kafka.strimzi.io/v1
 kind: KafkaUser
@@ -43,4 +37,12 @@ spec:
   authorization:
     type: simple
     acls:
+      {{- $names := .names }}
+      {{- range (index (include "vpp-dispatch.service" .root | fromJson).principals .role).acls }}
+      {{- $acl := . }}
+      {{- range index $names .of }}
+      - resource: {type: {{ $acl.type }}, name: {{ . | quote }}, patternType: literal}
+        operations: [{{ join ", " $acl.operations }}]
+      {{- end }}
+      {{- end }}
 {{- end -}}
