@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shutil
@@ -19,10 +20,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from vpp_dispatch.demo.stack import Stack
+
 JOB: Final = "vpp-dispatch"
 _START_TIMEOUT_S: Final = 30.0
 _STOP_TIMEOUT_S: Final = 10.0
 _POLL_S: Final = 0.02
+_FOLLOW_S: Final = 0.2
 
 
 class QueryRefused(Exception):
@@ -130,6 +134,18 @@ class Prometheus:
         partial = self._folder / "targets.partial"
         partial.write_text(json.dumps(content))
         partial.replace(self._folder / "targets.json")
+
+    async def follow(self, stack: Stack) -> None:
+        """Scrapes the workers of a run, those that come later too, until it is cancelled. In Kubernetes' manner each
+        has a label `pod`."""
+        known: dict[str, dict[str, str]] = {}
+        while True:
+            ports = {worker.name: stack.port(worker) for worker in stack.workers.values()}
+            found = {f"127.0.0.1:{port}": {"pod": name} for name, port in ports.items() if port is not None}
+            if found != known:
+                self.scrape(found)
+                known = found
+            await asyncio.sleep(_FOLLOW_S)
 
     def query(self, expr: str, at: float | None = None) -> list[Series]:
         """An instant query; `at` in epoch seconds, now if absent. A scalar is one series without labels.

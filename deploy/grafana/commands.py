@@ -39,17 +39,17 @@ COMMANDS: Final = Board(
                     "kept and go out when it is back.",
                     f"min({of('link_reachable')})",
                     words={"0": ("AWAY", RED), "1": ("reachable", GREEN)},
-                    runbook="goodwe-cluster-gone",
+                    runbook="VppDispatchGoodweUnreachable",
                 ),
                 number(
                     4,
                     "Silence",
                     "Longest time that a worker waits with something unanswered and nothing at all coming back (R41). "
                     "Above GOODWE__RESULT_TIMEOUT_S only probes are sent: GoodWe or the inverters' connection is away.",
-                    or_zero(worst("silence_seconds")),
+                    worst("silence_seconds"),
                     unit="s",
                     steps=((None, GREEN), (60, YELLOW), (300, RED)),
-                    runbook="goodwe-cluster-gone",
+                    runbook="VppDispatchGoodweSilent",
                 ),
                 number(
                     4,
@@ -57,35 +57,35 @@ COMMANDS: Final = Board(
                     "Work that is due and not published yet. A peak at the start of an event is normal and falls at "
                     "the rate of the link. Standing still above 0: no slot is free (in flight) or nothing may be "
                     "published.",
-                    or_zero(total("commands_due")),
+                    total("commands_due"),
                 ),
                 number(
                     4,
                     "In flight",
                     "Commands without a result and without a timeout yet. Bounded by GOODWE__MAX_IN_FLIGHT; at the "
                     "bound, GoodWe's answers set the pace.",
-                    or_zero(total("commands_in_flight")),
+                    total("commands_in_flight"),
                 ),
                 number(
                     4,
                     "Results that are success",
-                    "Of the results in each step of time. Offline and busy are retried inside the window; the rest are "
+                    "Of the results just now. Offline and busy are retried inside the window; the rest are "
                     "refusals. Empty while no result comes.",
                     f"({or_zero(pace('results', matchers=_SUCCESS))}) / ({pace('results')} > 0)",
                     unit="percentunit",
                     decimals=1,
                     steps=((None, RED), (0.9, YELLOW), (0.99, GREEN)),
-                    runbook="result-ratio",
+                    runbook="VppDispatchResultsFailing",
                 ),
                 number(
                     4,
                     "Batches unknown",
                     "Batches in this range of time that GoodWe's cluster did not acknowledge: published, and nobody "
                     "knows. They equal nothing and are sent again (R21). Above 0: look at GoodWe's cluster.",
-                    or_zero(grown("publish_failures", window="$__range")),
+                    grown("publish_failures", window="$__range"),
                     steps=GOOD_BELOW_1,
                     decimals=0,
-                    runbook="goodwe-cluster-gone",
+                    runbook="VppDispatchBatchesUnknown",
                 ),
             ),
             height=4,
@@ -100,7 +100,7 @@ COMMANDS: Final = Board(
                     "and the slots in flight. A band that stays high without an event: GoodWe's cluster is slow to "
                     "acknowledge.",
                     "publish_latency_seconds",
-                    runbook="publish-latency",
+                    runbook="VppDispatchPublishSlow",
                 ),
                 lines(
                     4,
@@ -109,7 +109,7 @@ COMMANDS: Final = Board(
                     quantiles("publish_latency_seconds"),
                     unit="s",
                     colours=_SPEED,
-                    runbook="publish-latency",
+                    runbook="VppDispatchPublishSlow",
                 ),
                 heat(
                     8,
@@ -117,7 +117,7 @@ COMMANDS: Final = Board(
                     "Commands per second by how long GoodWe and the inverter took. Two bands are two ways through "
                     "GoodWe's cloud, or inverters that are slow to answer. At 300 s a command times out by default.",
                     "result_latency_seconds",
-                    runbook="result-latency",
+                    runbook="VppDispatchResultsSlow",
                 ),
                 lines(
                     4,
@@ -127,7 +127,7 @@ COMMANDS: Final = Board(
                     quantiles("result_latency_seconds"),
                     unit="s",
                     colours=_SPEED,
-                    runbook="result-latency",
+                    runbook="VppDispatchResultsSlow",
                 ),
             ),
         ),
@@ -153,7 +153,7 @@ COMMANDS: Final = Board(
                     unit="ops",
                     stacked=True,
                     colours=_RESULTS,
-                    runbook="result-ratio",
+                    runbook="VppDispatchResultsFailing",
                 ),
                 lines(
                     8,
@@ -161,8 +161,8 @@ COMMANDS: Final = Board(
                     "Due falls as slots come free. Due high and in flight low: the pace (GOODWE__MAX_PER_S) or a lost "
                     "lease holds back. In flight high and flat: answers are missing.",
                     [
-                        Query(or_zero(total("commands_due")), "due"),
-                        Query(or_zero(total("commands_in_flight")), "in flight"),
+                        Query(total("commands_due"), "due"),
+                        Query(total("commands_in_flight"), "in flight"),
                     ],
                     colours={"due": ORANGE, "in flight": BLUE},
                 ),
@@ -174,9 +174,9 @@ COMMANDS: Final = Board(
                 lines(
                     6,
                     "Retries",
-                    "Second and later attempts in each step of time. They follow offline, busy and timeouts; many at "
+                    "Second and later attempts in each bar. They follow offline, busy and timeouts; many at "
                     "once mean one of these for many devices.",
-                    [Query(or_zero(grown("commands_retried")), "retried")],
+                    [Query(grown("commands_retried"), "retried")],
                     bars=True,
                     colours={"retried": ORANGE},
                 ),
@@ -187,13 +187,13 @@ COMMANDS: Final = Board(
                     "older attempt or setpoint. Orphans that grow: somebody else commands the fleet, or correlation is "
                     "broken.",
                     [
-                        Query(or_zero(grown("results_orphan")), "orphan"),
-                        Query(or_zero(grown("results_duplicate")), "duplicate"),
-                        Query(or_zero(grown("results_late")), "late"),
+                        Query(grown("results_orphan"), "orphan"),
+                        Query(grown("results_duplicate"), "duplicate"),
+                        Query(grown("results_late"), "late"),
                     ],
                     bars=True,
                     colours={"orphan": RED, "duplicate": BLUE, "late": YELLOW},
-                    runbook="dead-letters",
+                    runbook="VppDispatchDeadLetters",
                 ),
                 lines(
                     6,
@@ -204,7 +204,7 @@ COMMANDS: Final = Board(
                     unit="ops",
                     stacked=True,
                     colours={"acknowledged": GREEN, "unknown": RED},
-                    runbook="goodwe-cluster-gone",
+                    runbook="VppDispatchBatchesUnknown",
                 ),
                 lines(
                     6,
@@ -213,7 +213,7 @@ COMMANDS: Final = Board(
                     "its network. All: GoodWe.",
                     [Query(f"max by (pod, instance) ({of('silence_seconds')})", "{{pod}} {{instance}}")],
                     unit="s",
-                    runbook="goodwe-cluster-gone",
+                    runbook="VppDispatchGoodweSilent",
                 ),
             ),
         ),

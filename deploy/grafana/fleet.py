@@ -40,14 +40,14 @@ FLEET: Final = Board(
                     "Registered",
                     "Devices in the registry, over all workers. A drop that nobody ordered: look at registry records; "
                     "tombstones take devices out.",
-                    or_zero(total("devices_registered")),
+                    total("devices_registered"),
                 ),
                 number(
                     4,
                     "Authorized",
                     "Registered devices whose owner's consent is current (R16). Only these can be set; 0 with devices "
                     "registered means that consent was never read.",
-                    or_zero(total("devices_authorized")),
+                    total("devices_authorized"),
                 ),
                 number(
                     4,
@@ -64,10 +64,10 @@ FLEET: Final = Board(
                     "Age of consent",
                     "Of the oldest list of authorized SNs that a worker goes by. Above FLEET__CONSENT_MAX_AGE_S "
                     "nothing new starts (consent_stale); events that run go on.",
-                    or_zero(worst("consent_age_seconds")),
+                    worst("consent_age_seconds"),
                     unit="s",
                     steps=((None, GREEN), (1800, YELLOW), (3600, RED)),
-                    runbook="consent-stale",
+                    runbook="VppDispatchConsentStale",
                 ),
                 number(
                     4,
@@ -81,7 +81,7 @@ FLEET: Final = Board(
                         "2": ("OPEN", RED),
                         "3": ("OPEN", RED),
                     },
-                    runbook="goodwe-api-refused",
+                    runbook="VppDispatchRealtimeCircuitOpen",
                 ),
                 number(
                     4,
@@ -92,7 +92,7 @@ FLEET: Final = Board(
                     unit="percentunit",
                     decimals=1,
                     steps=((None, RED), (0.9, YELLOW), (0.99, GREEN)),
-                    runbook="goodwe-api-refused",
+                    runbook="VppDispatchRealtimeRefused",
                 ),
             ),
             height=4,
@@ -106,8 +106,8 @@ FLEET: Final = Board(
                     "The gap are owners without current consent. Both fall together while shards move between workers "
                     "and come back within a minute.",
                     [
-                        Query(or_zero(total("devices_registered")), "registered"),
-                        Query(or_zero(total("devices_authorized")), "authorized"),
+                        Query(total("devices_registered"), "registered"),
+                        Query(total("devices_authorized"), "authorized"),
                     ],
                     stepped=True,
                     colours={"registered": BLUE, "authorized": GREEN},
@@ -115,9 +115,9 @@ FLEET: Final = Board(
                 lines(
                     8,
                     "Registry records",
-                    "Registry records read, tombstones among them, in each step of time. A burst is an import, or a "
+                    "Registry records read, tombstones among them, in each bar. A burst is an import, or a "
                     "worker that reads the registry from its beginning after it took over.",
-                    [Query(or_zero(grown("registry_records")), "records")],
+                    [Query(grown("registry_records"), "records")],
                     bars=True,
                 ),
                 lines(
@@ -126,7 +126,7 @@ FLEET: Final = Board(
                     "A late answer to an older setpoint made it uncertain what stands on the device; the newest value "
                     "is asserted again (R22). A few under load are normal; many mean that GoodWe answers later than "
                     "the result timeout.",
-                    [Query(or_zero(grown("suspect")), "suspect")],
+                    [Query(grown("suspect"), "suspect")],
                     bars=True,
                     colours={"suspect": ORANGE},
                 ),
@@ -142,14 +142,14 @@ FLEET: Final = Board(
                     "by the API's rate and the size of the fleet. Measured above possible is a fault; possible above "
                     "the limit is a limit that cannot be kept: raise it, or the rate. 0 possible = not known yet.",
                     [
-                        Query(or_zero(worst("consent_age_seconds")), "measured"),
-                        Query(or_zero(worst("consent_age_possible_seconds")), "possible"),
+                        Query(worst("consent_age_seconds"), "measured"),
+                        Query(worst("consent_age_possible_seconds"), "possible"),
                         Query("vector($consent_max_age_s)", "limit"),
                     ],
                     unit="s",
                     colours={"measured": BLUE, "possible": "#8e8e8e", "limit": RED},
                     dashed=("possible", "limit"),
-                    runbook="consent-stale",
+                    runbook="VppDispatchConsentStale",
                 ),
                 lines(
                     12,
@@ -157,13 +157,14 @@ FLEET: Final = Board(
                     "Of the device whose telemetry is oldest. Above the limit a sample proves nothing (R18), and "
                     "measured power is that old too. Possible is absent where no telemetry is read at all.",
                     [
-                        Query(or_zero(worst("telemetry_age_seconds")), "measured"),
+                        Query(worst("telemetry_age_seconds"), "measured"),
                         Query(f"{worst('telemetry_age_possible_seconds')} < +Inf", "possible"),
                         Query("vector($telemetry_max_age_s)", "limit"),
                     ],
                     unit="s",
                     colours={"measured": BLUE, "possible": "#8e8e8e", "limit": RED},
                     dashed=("possible", "limit"),
+                    runbook="VppDispatchTelemetryStale",
                 ),
             ),
         ),
@@ -180,7 +181,7 @@ FLEET: Final = Board(
                     unit="ops",
                     stacked=True,
                     colours=_OUTCOMES,
-                    runbook="goodwe-api-refused",
+                    runbook="VppDispatchRealtimeRefused",
                 ),
                 lines(
                     8,
@@ -200,7 +201,7 @@ FLEET: Final = Board(
                     stepped=True,
                     stacked=True,
                     colours={"closed": GREEN, "probing": YELLOW, "open": RED},
-                    runbook="goodwe-api-refused",
+                    runbook="VppDispatchRealtimeCircuitOpen",
                 ),
             ),
         ),

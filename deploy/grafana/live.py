@@ -96,13 +96,13 @@ LIVE: Final = Board(
                     3,
                     "Events running",
                     "Events that are active or ending. 0 with devices held means that releases are still owed.",
-                    or_zero(total("events", matchers='state=~"active|ending"')),
+                    total("events", matchers='state=~"active|ending"'),
                 ),
                 number(
                     3,
                     "Actuators held",
                     "Actuators of devices that an event holds now. Must go to 0 when no event runs.",
-                    or_zero(total("held_devices")),
+                    total("held_devices"),
                 ),
                 number(
                     3,
@@ -110,45 +110,46 @@ LIVE: Final = Board(
                     "Devices that are set although no event holds them any more. It rises when an event ends and must "
                     "fall again within minutes. If it stands still, somebody's inverter goes on as it was told: see "
                     "debts.",
-                    or_zero(total("held_past_window_devices")),
+                    total("held_past_window_devices"),
                     steps=WARN_FROM_1,
-                    runbook="held-past-window",
+                    runbook="VppDispatchHeldPastWindow",
                 ),
                 number(
                     3,
                     "Releases owed",
                     "Releases that are owed and not confirmed (R19). Falls by itself as devices answer; what stays is "
                     "offline or refuses. `vpp-dispatch debts` lists the devices.",
-                    or_zero(total("debts")),
+                    total("debts"),
                     steps=WARN_FROM_1,
-                    runbook="debts-growing",
+                    runbook="VppDispatchDebtsGrowing",
                 ),
                 number(
                     3,
                     "Releases refused",
                     "Debts whose newest answer is a refusal by a reachable device. Nothing will change by itself: "
                     "above 0 a person has to act, now.",
-                    or_zero(total("debts_refused")),
+                    total("debts_refused"),
                     steps=GOOD_BELOW_1,
-                    runbook="release-refused",
+                    runbook="VppDispatchReleaseRefused",
                 ),
                 number(
                     3,
                     "Oldest debt",
                     "Age of the oldest release that is owed; 0 = none. Minutes are normal while a device is offline; "
                     "an hour is a house that does what it should not for an hour.",
-                    or_zero(worst("oldest_debt_seconds")),
+                    worst("oldest_debt_seconds"),
                     unit="s",
-                    steps=((None, GREEN), (300, YELLOW), (1800, RED)),
-                    runbook="debts-growing",
+                    steps=((None, GREEN), (900, YELLOW), (14400, RED)),
+                    runbook="VppDispatchDebtOld",
                 ),
                 number(
                     3,
                     "Shards counted",
                     "Shards that some worker owns, of 64. Below 64 every sum on this page is only a part of the fleet: "
                     "a worker died or shards move. Must be 64 again within a minute; if not, see Kafka and workers.",
-                    or_zero(total("owned_shards")),
+                    total("owned_shards"),
                     steps=((None, RED), (64, GREEN)),
+                    runbook="VppDispatchShardsWithoutOwner",
                 ),
                 number(
                     3,
@@ -159,7 +160,7 @@ LIVE: Final = Board(
                     worst("switches", "switch"),
                     legend="{{switch}}",
                     words={"0": ("off", GREEN), "1": ("ON", RED)},
-                    runbook="kill-switch-on",
+                    runbook="VppDispatchKillSwitchOn",
                 ),
             ),
             height=4,
@@ -219,19 +220,19 @@ LIVE: Final = Board(
                     [Query(total("debts", "actuator"), "{{actuator}}")],
                     stacked=True,
                     stepped=True,
-                    runbook="debts-growing",
+                    runbook="VppDispatchDebtsGrowing",
                 ),
                 lines(
                     8,
                     "Held past window, and refused",
                     "Both must come back to 0. Refused debts are counted in held past window too, and need a person.",
                     [
-                        Query(or_zero(total("held_past_window_devices")), "held past window"),
-                        Query(or_zero(total("debts_refused")), "refused"),
+                        Query(total("held_past_window_devices"), "held past window"),
+                        Query(total("debts_refused"), "refused"),
                     ],
                     stepped=True,
                     colours={"held past window": ORANGE, "refused": RED},
-                    runbook="held-past-window",
+                    runbook="VppDispatchHeldPastWindow",
                 ),
                 lines(
                     8,
@@ -240,12 +241,12 @@ LIVE: Final = Board(
                     "one device that does not answer. A hold older than the longest event means a clock or a "
                     "coordinator fault.",
                     [
-                        Query(or_zero(worst("oldest_hold_seconds")), "oldest hold"),
-                        Query(or_zero(worst("oldest_debt_seconds")), "oldest debt"),
+                        Query(worst("oldest_hold_seconds"), "oldest hold"),
+                        Query(worst("oldest_debt_seconds"), "oldest debt"),
                     ],
                     unit="s",
                     colours={"oldest hold": BLUE, "oldest debt": ORANGE},
-                    runbook="debts-growing",
+                    runbook="VppDispatchDebtOld",
                 ),
             ),
         ),
@@ -255,16 +256,16 @@ LIVE: Final = Board(
                 lines(
                     7,
                     "Signals by verdict",
-                    "Signals in each step of time by what was decided: accepted, repeated, or the reason of the "
+                    "Signals in each bar by what was decided: accepted, repeated, or the reason of the "
                     "refusal. Refusals that grow come from one operator's change: tell them the reason and the time.",
                     [Query(or_none(grown("signals", "action, verdict"), "verdict"), "{{action}} {{verdict}}")],
                     bars=True,
-                    runbook="dead-letters",
+                    runbook="VppDispatchDeadLetters",
                 ),
                 lines(
                     7,
                     "Responses by code",
-                    "Responses in each step of time. Every started event must end in one of 3, 6, 7, 8, 10; the "
+                    "Responses in each bar. Every started event must end in one of 3, 6, 7, 8, 10; the "
                     "operator's guide says why each is sent. Many 8 or 10: look at devices by state and at consent.",
                     [Query(or_none(grown("responses", "code"), "code"), "{{code}}")],
                     bars=True,
@@ -290,7 +291,7 @@ LIVE: Final = Board(
                     f"time() - max({of('last_signal_timestamp_seconds')})",
                     unit="s",
                     steps=PLAIN,
-                    runbook="feed-silent",
+                    runbook="VppDispatchFeedSilent",
                 ),
             ),
         ),

@@ -14,6 +14,8 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 from deploy.grafana.queries import Query, of
 
+BAR: Final = "1m"
+"""A bar is at least so long: a window that is shorter than some scrapes counts nothing."""
 GREEN, YELLOW, ORANGE, RED, BLUE, GREY = "green", "#EAB839", "orange", "red", "blue", "#8e8e8e"
 SOURCE: Final = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 
@@ -110,6 +112,8 @@ def lines(
         )
         .tooltip(common.VizTooltipOptions().mode(look.TooltipDisplayMode.MULTI).sort(look.SortOrder.DESCENDING))
     )
+    if bars:
+        panel.interval(BAR)
     if stacked or bars:
         panel.stacking(common.StackingConfig().mode(look.StackingMode.NORMAL).group("A"))
     if highest is not None:

@@ -29,47 +29,53 @@ def process(name: str) -> str:
 
 def total(name: str, by: str = "", matchers: str = "") -> str:
     """A gauge summed over the workers, by labels."""
-    return f"sum{_by(by)} ({of(name, matchers)})"
+    return f"sum{_by(by)}({of(name, matchers)})"
 
 
 def worst(name: str, by: str = "", matchers: str = "") -> str:
     """The largest of a gauge over the workers, by labels."""
-    return f"max{_by(by)} ({of(name, matchers)})"
+    return f"max{_by(by)}({of(name, matchers)})"
 
 
 def pace(name: str, by: str = "", matchers: str = "") -> str:
     """How much a counter grows per second, summed over the workers, by labels."""
-    return f"sum{_by(by)} (rate({of(name, matchers)}[$__rate_interval]))"
+    return f"sum{_by(by)}(rate({of(name + '_total', matchers)}[$__rate_interval]))"
 
 
-def grown(name: str, by: str = "", *, window: str = "$__rate_interval") -> str:
-    """How much a counter grew in a window, whole numbers where that matters.
+def grown(name: str, by: str = "", *, window: str = "$__interval") -> str:
+    """How much a counter grew in a window, by labels: between two points of a panel of bars, or in the whole range.
 
     A counter with labels is not there before its first time, and `increase` counts from the first value that it sees:
     the first signal of an operator would be missed. So one that was not there when the window began counts whole.
     """
-    series = of(name)
-    return f"sum{_by(by)} (({series} unless {series} offset {window}) or increase({series}[{window}]))"
+    series = of(f"{name}_total")
+    return f"sum{_by(by)}(({series} unless {series} offset {window}) or increase({series}[{window}]))"
+
+
+_ZERO: Final = f"0 * count({of('owned_shards')})"
 
 
 def or_zero(expr: str) -> str:
-    """The same, and 0 where nothing of the kind ever happened."""
-    return f"{expr} or vector(0)"
+    """The same, and 0 while nothing of the kind ever happened; nothing still if no worker answers.
+
+    For counters with labels. Everything else is there from the start, and where it is not, 0 would be a lie.
+    """
+    return f"{expr} or {_ZERO}"
 
 
 def or_none(expr: str, label: str) -> str:
     """The same, and a single series of 0 that is called `none` by `label` while nothing of the kind ever happened."""
-    return f'{expr} or (label_replace(vector(0), "{label}", "none", "", "") unless on () {expr})'
+    return f'{expr} or (label_replace({_ZERO}, "{label}", "none", "", "") unless on () {expr})'
 
 
 def quantiles(name: str) -> list[Query]:
     """Median, 95 and 99 of 100 of a histogram over all workers, in seconds; without traffic there are none."""
     buckets = f"sum by (le) (rate({of(name + '_bucket')}[$__rate_interval]))"
     return [
-        Query(f"histogram_quantile({q}, {buckets})", legend)
+        Query(f"histogram_quantile({q}, {buckets}) >= 0", legend)  # without traffic NaN, which is >= nothing
         for q, legend in ((0.5, "half within"), (0.95, "95 % within"), (0.99, "99 % within"))
     ]
 
 
 def _by(labels: str) -> str:
-    return f" by ({labels})" if labels else ""
+    return f" by ({labels}) " if labels else ""

@@ -13,9 +13,14 @@ from deploy.grafana.queries import Query, of, or_none, or_zero, pace, quantiles,
 
 WINDOWS: Final = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 SLOS: Final = {
-    "results": "Results: commands that GoodWe or the inverter answered with success, of those answered",
-    "publish_latency": "Publish latency: commands that GoodWe's cluster acknowledged in time, of those published",
-    "release": "Release: time in which no release was owed for too long",
+    "results": "Commands that ended in success, of all that were answered or given up; offline devices do not count",
+    "publish_latency": "Commands that GoodWe's cluster acknowledged within 2 s of being due",
+    "release": "Time in which a worker was there and at most 1 % of the fleet stood past its window for 15 minutes",
+}
+RUNBOOKS: Final = {
+    "results": "VppDispatchSloResults",
+    "publish_latency": "VppDispatchSloPublishLatency",
+    "release": "VppDispatchSloRelease",
 }
 _TITLES: Final = {"results": "Results", "publish_latency": "Publish latency", "release": "Release"}
 
@@ -38,7 +43,7 @@ def _left(slo: str, what: str) -> Panel:
         unit="percentunit",
         decimals=1,
         steps=((None, RED), (0, ORANGE), (0.25, YELLOW), (0.5, GREEN)),
-        runbook="error-budget",
+        runbook=RUNBOOKS[slo],
     )
 
 
@@ -46,7 +51,7 @@ def _objective(slo: str, what: str) -> Panel:
     return number(
         4,
         f"{_TITLES[slo]}: objective",
-        f"{what}. The share that is promised over 30 days; deploy/prometheus/slo.rules.yaml sets it.",
+        f"{what}. The share that is promised over 30 days; docs/slo.md says why.",
         f'vpp_dispatch:slo_objective{{slo="{slo}"}}',
         unit="percentunit",
         decimals=1,
@@ -63,7 +68,7 @@ def _burn(slo: str) -> Panel:
         [Query(f"{_errors(window, slo)} / on (slo) {_room(slo)}", window) for window in WINDOWS],
         unit="none",
         limit=(14.4, RED),
-        runbook="error-budget",
+        runbook=RUNBOOKS[slo],
     )
 
 
@@ -82,7 +87,7 @@ def _level(slo: str) -> Panel:
         highest=1,
         colours={"5 m": BLUE, "1 h": "#b877d9", "objective": RED},
         dashed=("objective",),
-        runbook="error-budget",
+        runbook=RUNBOOKS[slo],
     )
 
 
@@ -107,10 +112,13 @@ SLO: Final = Board(
                     8,
                     "Results that are no success",
                     "Per second, by what GoodWe's code means. The largest is where to look first: Command path.",
-                    [Query(or_none(pace("results", "code", 'code!="success"'), "code"), "{{code}}")],
+                    [
+                        Query(or_none(pace("results", "code", 'code!~"success|offline"'), "code"), "{{code}}"),
+                        Query(or_zero(pace("outcome_rows", "", 'state="unconfirmed"')), "no answer (unconfirmed)"),
+                    ],
                     unit="ops",
                     stacked=True,
-                    runbook="result-ratio",
+                    runbook="VppDispatchResultsFailing",
                 ),
                 lines(
                     8,
@@ -120,19 +128,19 @@ SLO: Final = Board(
                     quantiles("publish_latency_seconds"),
                     unit="s",
                     colours={"half within": GREEN, "95 % within": YELLOW, "99 % within": RED},
-                    runbook="publish-latency",
+                    runbook="VppDispatchPublishSlow",
                 ),
                 lines(
                     8,
                     "Oldest release owed",
                     "Time spends this budget while a release is owed for too long: Live dispatch shows which ones.",
                     [
-                        Query(or_zero(worst("oldest_debt_seconds")), "oldest debt"),
-                        Query(or_zero(f"sum({of('debts_refused')})"), "releases refused (count)"),
+                        Query(worst("oldest_debt_seconds"), "oldest debt"),
+                        Query(f"sum({of('debts_refused')})", "releases refused (count)"),
                     ],
                     unit="s",
                     colours={"oldest debt": ORANGE, "releases refused (count)": RED},
-                    runbook="debts-growing",
+                    runbook="VppDispatchDebtOld",
                 ),
             ),
         ),

@@ -27,17 +27,18 @@ WORKERS: Final = Board(
                     3,
                     "Workers",
                     "Workers that Prometheus reads. Fewer than you run: one is down, or cannot be reached.",
-                    or_zero(f"count({of('owned_shards')})"),
+                    f"count({of('owned_shards')})",
                     steps=((None, RED), (1, GREEN)),
+                    runbook="VppDispatchWorkerDown",
                 ),
                 number(
                     3,
                     "Shards owned",
                     "Of 64. Below: those shards' devices are not looked after until a worker takes them over. Above "
                     "for a moment: two scrapes around a handover.",
-                    or_zero(total("owned_shards")),
+                    total("owned_shards"),
                     steps=((None, RED), (64, GREEN)),
-                    runbook="rebalance-storm",
+                    runbook="VppDispatchShardsWithoutOwner",
                 ),
                 number(
                     3,
@@ -46,29 +47,29 @@ WORKERS: Final = Board(
                     "start, end or release anything; its loop is stuck or it is starved of CPU.",
                     f"time() - min({of('last_tick_timestamp_seconds')} > 0)",
                     unit="s",
-                    steps=((None, GREEN), (5, YELLOW), (30, RED)),
-                    runbook="watchdog",
+                    steps=((None, GREEN), (5, YELLOW), (120, RED)),
+                    runbook="VppDispatchTickStalled",
                 ),
                 number(
                     3,
                     "Clock skew",
                     "Largest difference between a worker's clock and the broker's append times, either way. From 1 s "
                     "on look at NTP; above 5 s the worker only releases (R7).",
-                    or_zero(f"max(abs({of('clock_skew_seconds')}))"),
+                    f"max(abs({of('clock_skew_seconds')}))",
                     unit="s",
                     decimals=2,
                     steps=((None, GREEN), (1, YELLOW), (5, RED)),
-                    runbook="clock-skew",
+                    runbook="VppDispatchClockSkew",
                 ),
                 number(
                     3,
                     "Lease lapses",
                     "In this range of time. A lease that runs out stops publishing at once (R39), so nothing goes "
                     "wrong; but the worker could not commit for that long: our Kafka, or a starved loop.",
-                    or_zero(grown("lease_lapses", window="$__range")),
+                    grown("lease_lapses", window="$__range"),
                     steps=WARN_FROM_1,
                     decimals=0,
-                    runbook="lease-lost",
+                    runbook="VppDispatchLeaseLost",
                 ),
                 number(
                     3,
@@ -77,16 +78,17 @@ WORKERS: Final = Board(
                     or_zero(grown("dead_letters", window="$__range")),
                     steps=WARN_FROM_1,
                     decimals=0,
-                    runbook="dead-letters",
+                    runbook="VppDispatchDeadLetters",
                 ),
                 number(
                     3,
                     "Break-glass failures",
                     "In this range of time: writes to a break-glass file that the disk did not take (R36). Without the "
                     "file nobody can release by hand if our Kafka is lost: look at the volume now.",
-                    or_zero(grown("break_glass_failures", window="$__range")),
+                    grown("break_glass_failures", window="$__range"),
                     steps=GOOD_BELOW_1,
                     decimals=0,
+                    runbook="VppDispatchBreakGlassNotWritten",
                 ),
                 number(
                     3,
@@ -109,7 +111,7 @@ WORKERS: Final = Board(
                     _per_worker(of("owned_shards")),
                     stacked=True,
                     stepped=True,
-                    runbook="rebalance-storm",
+                    runbook="VppDispatchShardsWithoutOwner",
                 ),
                 lines(
                     6,
@@ -117,20 +119,20 @@ WORKERS: Final = Board(
                     "Records that wait to be read. results: GoodWe answers faster than we fold. signals: an operator's "
                     "message waits. A line that only rises: more workers, or a worker that hangs (see oldest tick).",
                     [Query(total("consumer_lag", "topic"), "{{topic}}")],
-                    runbook="consumer-lag",
+                    runbook="VppDispatchConsumerLag",
                 ),
                 lines(
                     6,
                     "Rebalances and lease lapses",
-                    "In each step of time. A worker that comes or goes makes one or two per worker. Again and again "
+                    "In each bar. A worker that comes or goes makes one or two per worker. Again and again "
                     "without that: workers miss their heartbeats.",
                     [
-                        Query(or_zero(grown("rebalances")), "rebalances"),
-                        Query(or_zero(grown("lease_lapses")), "lease lapses"),
+                        Query(grown("rebalances"), "rebalances"),
+                        Query(grown("lease_lapses"), "lease lapses"),
                     ],
                     bars=True,
                     colours={"rebalances": BLUE, "lease lapses": RED},
-                    runbook="rebalance-storm",
+                    runbook="VppDispatchRebalanceStorm",
                 ),
                 lines(
                     6,
@@ -155,7 +157,7 @@ WORKERS: Final = Board(
                     unit="ops",
                     stacked=True,
                     colours={"committed": GREEN, "failed": RED},
-                    runbook="lease-lost",
+                    runbook="VppDispatchCommitsFailing",
                 ),
                 lines(
                     6,
@@ -170,14 +172,14 @@ WORKERS: Final = Board(
                     "Pages written",
                     "By checkpoints, per second. A page is written when a device on it changed: it follows the "
                     "commands.",
-                    [Query(or_zero(pace("checkpoint_pages")), "pages")],
+                    [Query(pace("checkpoint_pages"), "pages")],
                     unit="ops",
                 ),
                 lines(
                     6,
                     "Bytes written",
                     "Of these pages. What the pages' changelog takes of our Kafka before compaction.",
-                    [Query(or_zero(pace("checkpoint_bytes")), "bytes")],
+                    [Query(pace("checkpoint_bytes"), "bytes")],
                     unit="Bps",
                 ),
             ),
@@ -197,11 +199,11 @@ WORKERS: Final = Board(
                 lines(
                     8,
                     "Dead letters by origin and reason",
-                    "In each step of time. signals: tell the operator. registry: mend the supplier's export. results: "
+                    "In each bar. signals: tell the operator. registry: mend the supplier's export. results: "
                     "GoodWe changed a message, or somebody else uses its topics.",
                     [Query(or_none(grown("dead_letters", "origin, reason"), "reason"), "{{origin}} {{reason}}")],
                     bars=True,
-                    runbook="dead-letters",
+                    runbook="VppDispatchDeadLetters",
                 ),
                 lines(
                     8,
@@ -211,7 +213,7 @@ WORKERS: Final = Board(
                     [Query(f"time() - max by (pod, instance) ({of('last_tick_timestamp_seconds')} > 0)", PER_WORKER)],
                     unit="s",
                     limit=(5, RED),
-                    runbook="watchdog",
+                    runbook="VppDispatchTickStalled",
                 ),
             ),
         ),
@@ -239,7 +241,6 @@ WORKERS: Final = Board(
                     "Connections to brokers and the API. A line that only rises is a leak: report it and restart the "
                     "worker.",
                     _per_worker(process("open_fds")),
-                    runbook="",
                 ),
                 lines(
                     6,
@@ -249,7 +250,7 @@ WORKERS: Final = Board(
                     _per_worker(f"abs({of('clock_skew_seconds')})", "max"),
                     unit="s",
                     limit=(1, ORANGE),
-                    runbook="clock-skew",
+                    runbook="VppDispatchClockSkew",
                 ),
             ),
         ),
