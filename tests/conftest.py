@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import pytest
 
 from vpp_dispatch.demo.broker import Broker
+from vpp_dispatch.demo.stack import Child
 
 IMAGE = "apache/kafka:4.3.0"
 
@@ -63,9 +64,13 @@ def kafka(request: pytest.FixtureRequest) -> Iterator[Kafka]:
 
 
 @pytest.fixture(autouse=True)
-def _brokers_run_again(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Bring back what a fault test, perhaps one that failed half way, left dead or frozen."""
+def _as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Bring back what a fault test, perhaps one that failed half way, left dead or frozen, and end what it left running:
+    it would take its time from all that follow."""
     yield
+    for child in list(Child.started):
+        if child.running:
+            child.kill()
     for name in {"broker", "second_broker"} & set(request.fixturenames):
         used: Broker = request.getfixturevalue(name)
         if used.running:

@@ -21,7 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
+from weakref import WeakSet
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
@@ -30,6 +31,8 @@ from vpp_dispatch.errors import ExternalFault
 from vpp_dispatch.settings import Settings
 
 T = TypeVar("T")
+
+CLIENTS_STOP_S = 20.0
 
 
 def rfc3339(at: float) -> str:
@@ -53,6 +56,9 @@ class Record:
 class Child:
     """A process with its output in a file."""
 
+    started: ClassVar[WeakSet[Child]] = WeakSet()
+    """All that were made here and are still known to somebody: whoever cleans up sees what was left running."""
+
     def __init__(self, name: str, arguments: Sequence[str], env: Mapping[str, str], folder: Path) -> None:
         self.name = name
         self.out = folder / f"{name}.log"
@@ -64,6 +70,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self.started.add(self)
 
     @property
     def pid(self) -> int:
@@ -322,16 +329,18 @@ class Stack:
             return str(answer.read().decode())
 
     async def stop(self) -> None:
-        """Stops everything that was started here."""
-        if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
-            self._reader = None
-        if self._producer is not None:
-            await self._producer.stop()
-            self._producer = None
+        """Stops everything that was started here, the processes first: a client of a broker that is gone or frozen may
+        not come to its end, and is then left behind."""
         children = [*self.workers.values(), *([self.simulator] if self.simulator else [])]
         await asyncio.gather(*(asyncio.to_thread(child.stop) for child in children))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLIENTS_STOP_S):
+                if self._reader is not None:
+                    self._reader.cancel()
+                    await asyncio.gather(self._reader, return_exceptions=True)
+                if self._producer is not None:
+                    await self._producer.stop()
+        self._reader = self._producer = None
 
     # ------------------------------------------------------------------ talking
 

@@ -29,7 +29,7 @@ from vpp_dispatch.domain.roster import Catalogue, Policy, cos_phi_of
 from vpp_dispatch.domain.signal import Actuator, Kind
 from vpp_dispatch.errors import InvariantBroken
 from vpp_dispatch.observability.metrics import Metrics
-from vpp_dispatch.observability.tracing import Tracing
+from vpp_dispatch.observability.tracing import Revision, Tracing
 from vpp_dispatch.operators.envelope import Message, Origin, dead_letter
 from vpp_dispatch.operators.messages import encode_outcomes
 
@@ -113,6 +113,7 @@ class Shards:
         self._telling = asyncio.Lock()
         self._taken_at = 0.0
         self._power_at = 0.0
+        self._joined: list[tuple[float, Any, set[Revision]]] = []  # for traces: when, counts by code, events
 
     # ------------------------------------------------------------------ ownership
 
@@ -218,7 +219,7 @@ class Shards:
             effects = book.step(messages, now, reconcile=read_up)  # type: ignore[arg-type]
             self._note(effects, run)
             if self.tracing.on and effects.codes.sum():
-                self._trace(book, effects)
+                self._joined.append((now, effects.codes, {name for name, m in book.memberships.items() if m.news}))
             if read_up and not was_read_up:
                 book.step([], now)
         except Exception:  # noqa: BLE001  told one by one below
@@ -252,11 +253,16 @@ class Shards:
         if effects.took:
             self.metrics.result_latency_seconds.observe_many(np.concatenate(effects.took))
 
-    def _trace(self, book: Book, effects: Effects) -> None:
-        """A moment's span for the results of one fetch, at the events whose accounts they may have changed."""
-        events = sorted(name for name, membership in book.memberships.items() if membership.news)
-        counts = {f"vpp.results.{c.name.lower()}": n for c, n in zip(ResultCode, effects.codes.tolist(), strict=True)}
-        with self.tracing.span("results.join", events, **{name: n for name, n in counts.items() if n}):
+    def _trace_results(self) -> None:
+        """One span for the results that were joined since the last time, with the events that they may be of."""
+        if not self._joined:
+            return
+        since = min(at for at, _, _ in self._joined)
+        codes = np.sum([codes for _, codes, _ in self._joined], axis=0).tolist()
+        events = sorted(set().union(*(events for _, _, events in self._joined)))
+        self._joined.clear()
+        counts = {f"vpp.results.{code.name.lower()}": n for code, n in zip(ResultCode, codes, strict=True) if n}
+        with self.tracing.span("results.join", events, since=since, **counts):
             return
 
     def observe(self, shard: int, telemetry: Telemetry, now: float) -> None:
@@ -451,6 +457,7 @@ class Shards:
 
     async def tell(self, now: float) -> None:
         """Outcome rows first, then the counts that stand for them; nothing without the lease (R39)."""
+        self._trace_results()
         async with self._telling:
             if not self.lease.fresh():
                 return

@@ -8,7 +8,7 @@ a fetch of results) is a trace by itself with a link to each.
     signal.decide     a signal, from the coordinator's inbox to its rows, responses and messages to the shards
     controls.send     messages of an event to its shards: start, cancel, close
     commands.publish  a batch of commands, until GoodWe's cluster has acknowledged it
-    results.join      the results in one fetch of a shard's inbox
+    results.join      the results that all shards of a worker joined in a second
     event.report      a report
 """
 
@@ -60,12 +60,15 @@ class Tracing:
         return self._decision(event, traceparent, attributes)
 
     def span(
-        self, name: str, events: Iterable[Revision] = (), **attributes: Any
+        self, name: str, events: Iterable[Revision] = (), *, since: float | None = None, **attributes: Any
     ) -> contextlib.AbstractContextManager[Any]:
-        """A span of work for these events: in its trace if it is one, with links if they are several."""
+        """A span of work for these events: in its trace if it is one, with links if they are several.
+
+        `since`: when the work began, in epoch seconds; now, if it is not given.
+        """
         if self._tracer is None:
             return NOTHING
-        return self._span(name, list(events), attributes)
+        return self._span(name, list(events), since, attributes)
 
     def close(self) -> None:
         """Sends what is left, for a few seconds at most; blocks."""
@@ -98,7 +101,9 @@ class Tracing:
             yield
 
     @contextlib.contextmanager
-    def _span(self, name: str, events: list[Revision], attributes: dict[str, Any]) -> Iterator[None]:
+    def _span(
+        self, name: str, events: list[Revision], since: float | None, attributes: dict[str, Any]
+    ) -> Iterator[None]:
         from opentelemetry.context import Context
         from opentelemetry.trace import Link, NonRecordingSpan, set_span_in_context
 
@@ -110,7 +115,9 @@ class Tracing:
         elif events:
             links = [Link(_context(event), _named(event)) for event in events[:MAX_LINKS]]
             attributes = attributes | {"vpp.events": len(events)}
-        with _ended(self._tracer.start_span(name, context=context, links=links, attributes=attributes)):
+        begun = None if since is None else int(since * 1e9)
+        span = self._tracer.start_span(name, context=context, links=links, attributes=attributes, start_time=begun)
+        with _ended(span):
             yield
 
 
