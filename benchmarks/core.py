@@ -50,6 +50,7 @@ class Link:
 
     codec: Codec
     reachable: bool = True
+    lag: int = 0
     unanswered: list[tuple[np.ndarray, np.ndarray, Commands]] = field(default_factory=list)
     batches: int = 0
     _last: Commands | None = None

@@ -597,8 +597,8 @@ class Coordinator:
 
     async def _to_shards(self, event: Event, what: str, messages: Mapping[int, bytes]) -> None:
         assert event.run is not None
-        attributes = {"vpp.message": what, "vpp.shards": len(messages)}
-        with self._tracing.span("controls.send", [(event.key, event.run.revision)], **attributes):
+        told: dict[str, Any] = {"vpp.message": what, "vpp.shards": len(messages)}
+        with self._tracing.span("controls.send", [(event.key, event.run.revision)], **told):
             await self._outlet.to_shards(messages)
 
     async def _report(self, event: Event, now: float) -> None:

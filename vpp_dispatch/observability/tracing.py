@@ -137,7 +137,7 @@ def _ended(span: Any) -> Iterator[None]:
 
 def _generator() -> Any:
     """Random ids, but for the span whose ids were set beforehand."""
-    from opentelemetry.sdk.trace import RandomIdGenerator
+    from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
     class Ids(RandomIdGenerator):
         preset: tuple[int, int] | None = None
