@@ -15,9 +15,10 @@ COPY requirements.lock ./
 # A mirror, a proxy's CA or a login for either comes in as a secret: it is there while this runs, and in no layer.
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.pem,target=/run/secrets/ca.pem \
     /opt/tools/bin/pip --python /opt/vpp-dispatch/bin/python install --only-binary :all: --require-hashes -r requirements.lock
-# Nobody runs the packages' own tests there. unchecked-hash: nothing is compared, or written, when it starts; so timestamps
-# do not matter and the root may be read-only.
+# Nobody runs the packages' own tests there, or links against them. unchecked-hash: nothing is compared, or written, when it
+# starts; so timestamps do not matter and the root may be read-only.
 RUN find /opt/vpp-dispatch/lib -type d \( -name tests -o -name test \) -prune -exec rm -rf {} + \
+    && find /opt/vpp-dispatch/lib -name '*.a' -delete \
     && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/vpp-dispatch/lib
 
 # ---------------------------------------------------------------- our own package, in a tree of its own: a thin layer

@@ -33,22 +33,35 @@ def parsed(words: Sequence[str]) -> click.Context:
     return context
 
 
-def lines(text: str, program: str) -> Iterator[list[str]]:
-    """The words after `program` of each command in `text`, which is shell: continued lines joined, comments dropped.
+def names_one(words: Sequence[str]) -> bool:
+    """Whether `words` are a command's name and nothing else: `signal send`, `switch`."""
+    command: click.Command = main
+    for word in words:
+        found = command.get_command(click.Context(command), word) if isinstance(command, click.Group) else None
+        if found is None:
+            return False
+        command = found
+    return bool(words)
 
-    A command ends at a pipe, an `&&`, a `;` or a redirection; `$(...)` and variables stay words as they are.
+
+def lines(text: str, *programs: str) -> Iterator[list[str]]:
+    """The words after one of `programs` of each command in `text`, which is shell: continued lines joined, no comments.
+
+    A program stands at the start of a line, after a `|`, `&&`, `;` or ` -- `, or anywhere after `docker`. A command
+    ends at the next of these, or at a redirection; variables stay words as they are.
     """
     for line in text.replace("\\\n", " ").splitlines():
-        if program not in line:
+        if not any(program in line for program in programs):
             continue
         lexer = shlex.shlex(line, posix=True, punctuation_chars=";|&<>")
         lexer.whitespace_split = True
         words = list(lexer)
-        starts = [i for i, word in enumerate(words) if word == program]
-        for start in starts:
-            after = words[start + 1 :]
-            end = next((i for i, word in enumerate(after) if word and set(word) <= set(";|&<>")), len(after))
-            yield after[:end]
+        for i, word in enumerate(words):
+            before = words[i - 1] if i else ";"
+            if word in programs and (set(before) <= set(";|&<>") or before == "--" or "docker" in words[:i]):
+                after = words[i + 1 :]
+                end = next((j for j, word in enumerate(after) if word and set(word) <= set(";|&<>")), len(after))
+                yield after[:end]
 
 
 @contextlib.contextmanager

@@ -51,6 +51,20 @@ def test_a_rule_that_is_ignored_has_its_reason_beside_it() -> None:
             assert re.search(r"#.*\w+ \w+", line.split("hadolint ignore")[-1]), line
 
 
+# ---------------------------------------------------------------------------------------------- build.sh
+
+
+@pytest.mark.parametrize("base", ["python:3.11.14-slim-bookworm", None])
+def test_a_release_is_refused_a_base_that_may_change(base: str | None) -> None:
+    wish = {"REQUIRE_DIGEST": "1"} | ({"BASE": base} if base else {})
+    env = {name: value for name, value in os.environ.items() if name != "BASE"} | wish
+    script = ["sh", str(ROOT / "deploy" / "image" / "build.sh")]
+    pinned = "@sha256:" in (ROOT / "Dockerfile").read_text().split("\nFROM")[0].split("ARG BASE=")[1]
+    assert not pinned, "the base has its digest: drop the second case"
+    done = subprocess.run(script, env=env, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 1 and "python:3.11.14-slim-bookworm has no digest" in done.stderr and not done.stdout
+
+
 # ---------------------------------------------------------------------------------------------- SBOM
 
 
@@ -157,6 +171,7 @@ KEY = "-----BEGIN PRIVATE" + " KEY-----\n" + "MIIEvQIBADANBgkqhkiG9w0B" + "\n"
         (put(f"{APP}/lib/ours.py", mode=0o664), "of the program: not root's, or writable for others"),
         (put("etc/shadow", "root:$6$salt$hash:1::::::\n"), "accounts with a password, or without any lock"),
         (put("etc/ssl/cert.pem", KEY), "private keys"),
+        (put("usr/lib/libgnutls.so.30", "AKIA" + "ABCDEFGHIJKLMNOP" + KEY), "strings that look like credentials"),
         (put("etc/pip.conf"), "files named like secrets"),
         (put("etc/motd", "AKIA" + "ABCDEFGHIJKLMNOP"), "strings that look like credentials"),
         (put("etc/mirror", "https://jane:s3" + "cret@mirror.local/simple"), "strings that look like credentials"),
