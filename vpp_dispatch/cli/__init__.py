@@ -109,13 +109,16 @@ def check(config: Path | None) -> None:
     \b
     vpp-dispatch config check --config vpp.toml
     """
-    settings = complete(config)
     from vpp_dispatch.goodwe.profile import load_profile
 
+    settings = load(config)
+    wrong = settings.unmet()
     try:
         profile = load_profile(settings.goodwe.profile)
     except ConfigurationError as error:
-        raise Refused(str(error)) from error
+        wrong = [*wrong, str(error)]
+    if wrong:  # all of it at once
+        raise Refused("\n".join(wrong))
     click.echo(f"The settings fit, and so does the GoodWe profile {profile.name} ({settings.goodwe.profile}).")
 
 

@@ -142,11 +142,6 @@ class Catalogue:
             return self.scales[actuator].step
         return rated_w / 100 if rated_w > 0 and rated_w % 100 == 0 else 0.0
 
-    def export_step_w(self, sn: str, rated_w: int) -> float:
-        """`step_w` of the export limit, but at least 1.0 where there is one."""
-        step = self.step_w(Actuator.EXPORT, sn, rated_w)
-        return max(step, 1.0) if step else 0.0
-
     def family_default(self, actuator: Actuator) -> tuple[int, int]:
         """The pair (see `domain.command`) that an actuator returns to where nothing else tells (R37)."""
         return self._family_default[actuator]

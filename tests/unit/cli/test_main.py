@@ -148,6 +148,8 @@ def test_check_says_what_is_wrong_with_the_profile(invoke: Callable[..., Result]
     assert "results.colour: this key is not known" in result.stderr and "results.code_type" in result.stderr
     nowhere = invoke("config", "check", VPP_DISPATCH_GOODWE__PROFILE="gudwe")
     assert nowhere.exit_code == 2 and "'gudwe'" in nowhere.stderr and "goodwe" in nowhere.stderr
+    both = invoke("config", "check", VPP_DISPATCH_GOODWE__PROFILE="gudwe", VPP_DISPATCH_GOODWE__REALTIME__ACCOUNT="")
+    assert "'gudwe'" in both.stderr and "ACCOUNT" in both.stderr, "all that is wrong at once"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

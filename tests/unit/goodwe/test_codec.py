@@ -108,7 +108,7 @@ class TestCommands:
     @given(st.integers(1, 1000), st.integers(0, 100))
     def test_a_percent_comes_back_as_the_limit_that_went_out(self, hundreds: int, percent: int) -> None:
         rated_w = hundreds * 100
-        step = CODEC.catalogue.export_step_w(PERCENT, rated_w)
+        step = CODEC.catalogue.step_w(Actuator.EXPORT, PERCENT, rated_w)
         limit_w = int(percent * step)
         request = _one((EXPORT, PERCENT, 1, limit_w), rated_w=rated_w)
         raw = json.loads(request)["parameters"]

@@ -111,28 +111,23 @@ class TestCatalogue:
         assert Catalogue(load_profile("goodwe")).step_w(actuator, HYBRID, 10_000) == 1.0
 
     @pytest.mark.parametrize(
-        ("actuator", "sn", "rated", "step", "export_step"),
+        ("actuator", "sn", "rated", "step"),
         [
-            (EMS, HYBRID, 10_000, 10.0, None),
-            (EXPORT, HYBRID, 10_000, 0.1, 1.0),
-            (EXPORT, FIELD, 0, 0.1, 1.0),
-            (EXPORT, ROOF, 5_000, 50.0, 50.0),  # a percent of the rating, whatever the scale is
-            (EXPORT, ROOF, 4_950, 0.0, 0.0),
-            (EXPORT, ROOF, 0, 0.0, 0.0),
-            (ACTIVE, HYBRID, 10_000, 10.0, None),
-            (REACTIVE, HYBRID, 10_000, 1.0, None),
-            (REACTIVE, WITHOUT, 4_600, 0.0, None),
-            (EMS, ROOF, 5_000, 0.0, None),
-            (EXPORT, STRANGE, 10_000, 0.0, 0.0),
+            (EMS, HYBRID, 10_000, 10.0),
+            (EXPORT, HYBRID, 10_000, 0.1),
+            (EXPORT, FIELD, 0, 0.1),
+            (EXPORT, ROOF, 5_000, 50.0),  # a percent of the rating, whatever the scale is
+            (EXPORT, ROOF, 4_950, 0.0),
+            (EXPORT, ROOF, 0, 0.0),
+            (ACTIVE, HYBRID, 10_000, 10.0),
+            (REACTIVE, HYBRID, 10_000, 1.0),
+            (REACTIVE, WITHOUT, 4_600, 0.0),
+            (EMS, ROOF, 5_000, 0.0),
+            (EXPORT, STRANGE, 10_000, 0.0),
         ],
     )
-    def test_steps_of_other_scales(
-        self, actuator: Actuator, sn: str, rated: int, step: float, export_step: float | None
-    ) -> None:
-        catalogue = Catalogue(load_profile("variant"))
-        assert catalogue.step_w(actuator, sn, rated) == step
-        if export_step is not None:
-            assert catalogue.export_step_w(sn, rated) == export_step
+    def test_steps_of_other_scales(self, actuator: Actuator, sn: str, rated: int, step: float) -> None:
+        assert Catalogue(load_profile("variant")).step_w(actuator, sn, rated) == step
 
     def test_family_defaults_are_values(self) -> None:
         data: dict[str, Any] = tomllib.loads((PROFILES / "variant.toml").read_text(encoding="utf-8"))

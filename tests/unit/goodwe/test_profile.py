@@ -362,7 +362,7 @@ class TestCatalogue:
         ],
     )
     def test_the_step_of_the_export_limit(self, sn: str, rated: int, step: float) -> None:
-        assert self.catalogue.export_step_w(sn, rated) == step
+        assert self.catalogue.step_w(Actuator.EXPORT, sn, rated) == step
 
     def test_family_defaults_are_pairs_of_the_domain(self) -> None:
         assert {a: self.catalogue.family_default(a) for a in Actuator} == {
