@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.conn import collect_hosts, create_conn
+from aiokafka.conn import AIOKafkaConnection, collect_hosts
 from aiokafka.errors import (
     KafkaError,
     MessageSizeTooLargeError,
@@ -93,29 +93,43 @@ async def why_not(servers: str, security: SecuritySettings) -> str | None:
     Raises:
         ConfigurationError: a PEM file is not usable.
     """
-    arguments = security.aiokafka()
     says = None
     for host, port, _ in collect_hosts(servers):
-        try:
-            (await create_conn(host, port, request_timeout_ms=KNOCK_MS, **arguments)).close()
+        fault = await _knock(host, port, security)
+        if fault is None:
             return None
-        except (KafkaError, OSError, TimeoutError) as fault:
-            alert = await _alert(host, port, arguments["ssl_context"]) if security.uses_tls else None
-            says = says or _complaint(alert or fault, f"{host}:{port}", security)
+        alert = await _alert(host, port, security) if security.uses_tls else None
+        says = says or _complaint(alert or fault, f"{host}:{port}", security)
     return says
 
 
-async def _alert(host: str, port: int, context: ssl.SSLContext) -> ssl.SSLError | None:
+async def _knock(host: str, port: int, security: SecuritySettings) -> Exception | None:
+    """What happens when this client tries to be let in; None if it is."""
+    connection = AIOKafkaConnection(host, port, request_timeout_ms=KNOCK_MS, **security.aiokafka())
+    try:
+        await connection.connect()
+    except (KafkaError, OSError, TimeoutError) as fault:
+        return fault
+    finally:
+        closed = connection.close()
+        if connection._protocol is not None:  # there was a connection, which takes a moment to end
+            await asyncio.wait({closed}, timeout=LISTEN_S)
+    return None
+
+
+async def _alert(host: str, port: int, security: SecuritySettings) -> ssl.SSLError | None:
     """What a server says about our certificate: with TLS 1.3 that comes after the handshake, and whoever has sent
     something by then, as Kafka's clients do, often only sees the connection reset."""
     try:
         async with asyncio.timeout(KNOCK_MS / 1000):
-            reader, writer = await asyncio.open_connection(host, port, ssl=context)
+            reader, writer = await asyncio.open_connection(host, port, ssl=security.ssl_context())
             try:
                 async with asyncio.timeout(LISTEN_S):
                     await reader.read(1)
             finally:
-                writer.close()
+                writer.transport.abort()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
     except ssl.SSLError as alert:
         return alert
     except (OSError, TimeoutError):
