@@ -141,7 +141,7 @@ def service() -> dict[str, Any]:
     for path, field in configuration.leaves(Settings):
         if not is_ours(path):
             default = field.get_default(call_default_factory=True)
-            kind = {dict: "map", tuple: "list"}.get(get_origin(field.annotation) or str, "scalar")  # type: ignore[arg-type]
+            kind = {dict: "map", tuple: "list"}.get(get_origin(field.annotation) or str, "scalar")
             plain = default if isinstance(default, dict | str | int | float | bool) else None
             leaves.append(
                 {
