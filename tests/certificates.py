@@ -43,7 +43,7 @@ class Authority:
         """
         now = datetime.now(UTC)
         leaf = self._ca.issue_cert(
-            *identities,
+            *(identities or (f"{name}.example.org",)),  # Java refuses a certificate for no name at all
             common_name=name,
             not_before=now - timedelta(days=3) if expired else None,
             not_after=now - timedelta(days=1) if expired else now + timedelta(days=2),
