@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from vpp_dispatch.settings import Settings
@@ -19,6 +20,8 @@ CHART = ROOT / "helm" / "vpp-dispatch"
 VALUES = {path.name.removesuffix("-values.yaml"): path for path in sorted(CHART.glob("ci/*-values.yaml"))}
 
 Object = dict[str, Any]
+
+each_file = pytest.mark.parametrize("name", VALUES)
 
 
 def helm(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -90,6 +93,11 @@ def settings(spec: Object, container: Object, folder: Path) -> Settings:
     assert len(found) == len(container["env"])
     for number, path in enumerate(mounted(spec, container)):
         file = folder / str(number)
-        file.write_text("content")
+        file.write_text("name: value")
         found = {name: str(file) if value == path else value for name, value in found.items()}
     return Settings.load(None, found)
+
+
+def settings_of(name: str, folder: Path) -> Settings:
+    """What the workers of a file in ci/ are told."""
+    return settings(*worker(name), folder)

@@ -23,8 +23,8 @@
 {{- if and .Values.breakGlass.enabled (not .Values.persistence.enabled) -}}
 {{- fail "breakGlass.enabled needs the workers' volumes, and persistence.enabled is false: the files went with the pods." -}}
 {{- end -}}
-{{- if and .Values.breakGlass.enabled (ne .Values.autoscaling.mode "none") (not .Values.breakGlass.claims) -}}
-{{- fail "breakGlass.claims is empty, and with autoscaling the number of volumes is not known: name the PersistentVolumeClaims (kubectl get pvc)." -}}
+{{- if and .Values.breakGlass.enabled (or (ne .Values.autoscaling.mode "none") (eq 0 (int .Values.replicas))) (not .Values.breakGlass.claims) -}}
+{{- fail "breakGlass.claims is empty, and with autoscaling, or replicas 0, the number of volumes is not known: name the PersistentVolumeClaims (kubectl get pvc)." -}}
 {{- end -}}
 {{- end -}}
 
