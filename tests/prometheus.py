@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -115,6 +116,14 @@ class Prometheus:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = Path()
 
+    def load(self, rules: Sequence[Path]) -> None:
+        """Reads these rule files too, without a new start. Raises: RuntimeError, it does not run."""
+        if self._process is None:
+            raise RuntimeError("Prometheus does not run.")
+        self._rules = tuple(rules)
+        self._write_rules()
+        self._process.send_signal(signal.SIGHUP)
+
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -177,9 +186,7 @@ class Prometheus:
         return data
 
     def _configure(self) -> None:
-        for number, rule in enumerate(self._rules):
-            content = re.sub(r"(?m)^ +interval:.*\n", "", rule.read_text(encoding="utf-8"))
-            (self._folder / f"{number}-{rule.stem}.yaml").write_text(content, encoding="utf-8")
+        self._write_rules()
         (self._folder / "targets.json").write_text("[]")
         config = {
             "global": {
@@ -193,6 +200,11 @@ class Prometheus:
             ],
         }
         (self._folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
+
+    def _write_rules(self) -> None:
+        for number, rule in enumerate(self._rules):
+            content = re.sub(r"(?m)^ +interval:.*\n", "", rule.read_text(encoding="utf-8"))
+            (self._folder / f"{number}-{rule.stem}.yaml").write_text(content, encoding="utf-8")
 
     def _wait(self) -> None:
         assert self._process is not None

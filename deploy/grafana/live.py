@@ -60,25 +60,19 @@ _CODE_COLOURS: Final = {
 _KINDS: Final = {"requested": "text", "allocated": BLUE, "acknowledged": "#b877d9", "measured": GREEN}
 
 
-def _power(title: str, controls: str, words: str) -> Panel:
-    one = "|" not in controls
+def _power(width: int, title: str, control: str, words: str) -> Panel:
     return lines(
-        6,
+        width,
         title,
         f"{words} Requested: of all targeted devices. Allocated: of those that hold. Acknowledged: GoodWe says they "
         "are set. Measured: by their telemetry, as old as that is. A gap between requested and allocated is devices "
         "that were skipped (see devices by state); between allocated and acknowledged, commands on the way or refused "
-        "(see Command path); between acknowledged and measured for longer than telemetry is old, inverters that do "
-        "not do as they say.",
-        [
-            Query(
-                total("power_watts", "kind" if one else "control, kind", f'control=~"{controls}"'),
-                "{{kind}}" if one else "{{control}} {{kind}}",
-            )
-        ],
+        "(see Command path); between acknowledged and measured for longer than telemetry is old, inverters that do not "
+        "do as they say.",
+        [Query(total("power_watts", "kind", f'control="{control}"'), "{{kind}}")],
         unit="watt",
-        colours=_KINDS if one else None,
-        dashed=("requested",) if one else (),
+        colours=_KINDS,
+        dashed=("requested",),
     )
 
 
@@ -168,12 +162,16 @@ LIVE: Final = Board(
         Row(
             "Power",
             (
-                _power("Charge", "charge", "Power into batteries."),
-                _power("Discharge", "discharge", "Power out of batteries."),
+                _power(5, "Charge", "charge", "Power into batteries."),
+                _power(5, "Discharge", "discharge", "Power out of batteries."),
                 _power(
-                    "Export limit", "export_limit", "An upper bound: measured should stay at or below acknowledged."
+                    5,
+                    "Export limit",
+                    "export_limit",
+                    "An upper bound of what sites give to the grid: measured should stay at or below acknowledged.",
                 ),
-                _power("Import and export targets", "import_target|export_target", "Power at the meters of the sites."),
+                _power(5, "Import target", "import_target", "What sites shall take from the grid."),
+                _power(4, "Export target", "export_target", "What sites shall give to the grid."),
             ),
         ),
         Row(

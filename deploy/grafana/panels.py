@@ -14,6 +14,8 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 from deploy.grafana.queries import Query, of
 
+NONE: Final = r"/^\s*none\s*$/"
+"""What `queries.or_none` calls its series, in Grafana's way to write a pattern."""
 BAR: Final = "1m"
 """A bar is at least so long: a window that is shorter than some scrapes counts nothing."""
 GREEN, YELLOW, ORANGE, RED, BLUE, GREY = "green", "#EAB839", "orange", "red", "blue", "#8e8e8e"
@@ -134,6 +136,9 @@ def lines(
         changes.setdefault(legend, []).append(model.DynamicConfigValue(id_val="displayName", value=name))
     for legend, properties in changes.items():
         panel.override_by_name(legend, properties)
+    if any("label_replace" in query.expr for query in queries):  # `queries.or_none`
+        grey = {"mode": "fixed", "fixedColor": GREY}
+        panel.override_by_regexp(NONE, [model.DynamicConfigValue(id_val="color", value=grey)])
     _dress(panel, title, description, queries, runbook)
     return Panel(panel.unit(unit), width)
 

@@ -235,14 +235,14 @@ def _lines(sheet: Sheet, box: Box, panel: Mapping[str, Any], ask: Ask, run: Run)
     entries = []
     palette = 0
     for curve in found:
-        change = changes.get(curve.name, {})
+        change = next((then for matches, then in changes if matches(curve.name)), {})
         if "color" in change:
             colour = _colour(change["color"]["fixedColor"])
         else:
             colour, palette = _PALETTE[palette % len(_PALETTE)], palette + 1
         entries.append((curve, colour, change.get("displayName", curve.name), "custom.lineStyle" in change))
     lines_of_legend = _legend(sheet, box, [(name, colour, dashed) for _, colour, name, dashed in entries])
-    axes = sheet.axes(Box(box.x + 62, box.y + 30, box.width - 76, box.height - 62 - 16 * lines_of_legend))
+    axes = sheet.axes(Box(box.x + 62, box.y + 30, box.width - 86, box.height - 62 - 16 * lines_of_legend))
     stacked = custom.get("stacking", {}).get("mode") == "normal"
     top = _plot(axes, seconds, entries, custom, stacked=stacked)
     for step in defaults.get("thresholds", {}).get("steps", ())[1:]:
@@ -286,7 +286,7 @@ def _plot(
             style = "steps-post" if stepped else "default"
             axes.plot(seconds, values, color=colour, lw=1.8, ls=(0, (5, 3)) if dashed else "-", drawstyle=style,
                       zorder=3 if dashed else 2)  # fmt: skip
-            if not dashed:
+            if not dashed and len(entries) <= 2:
                 axes.fill_between(seconds, 0, values, color=colour, alpha=0.07, lw=0, step="post" if stepped else None)
             if not np.isnan(values).all():
                 top = max(top, float(np.nanmax(values)))
@@ -315,7 +315,7 @@ def _heat(sheet: Sheet, box: Box, panel: Mapping[str, Any], ask: Ask, run: Run) 
     rows = sorted(((float(curve.name), curve.values) for curve in found), key=lambda row: row[0])
     counts = np.diff(np.nan_to_num([np.zeros(len(seconds)), *(values for _, values in rows)]), axis=0)
     used = np.flatnonzero(counts.max(axis=1) > 0) if len(rows) else np.array([], dtype=np.int64)
-    axes = sheet.axes(Box(box.x + 62, box.y + 30, box.width - 76, box.height - 82))
+    axes = sheet.axes(Box(box.x + 62, box.y + 30, box.width - 86, box.height - 82))
     if not len(used):
         axes.axis("off")
         axes.text(0.5, 0.5, "No data", transform=axes.transAxes, ha="center", va="center", color=_PALE, fontsize=11)
@@ -350,7 +350,7 @@ def _legend(sheet: Sheet, box: Box, entries: Sequence[tuple[str, str, bool]]) ->
     lines: list[list[tuple[str, str, bool, float]]] = [[]]
     x = 12.0
     for name, colour, dashed in entries:
-        width = 26 + 5.9 * len(name)
+        width = 28 + 5.7 * len(name)
         if x + width > box.width - 4 and lines[-1]:
             lines.append([])
             x = 12.0
@@ -360,16 +360,18 @@ def _legend(sheet: Sheet, box: Box, entries: Sequence[tuple[str, str, bool]]) ->
         y = box.y + box.height - 10 - 16 * (len(lines) - 1 - number)
         for name, colour, dashed, at in line:
             sheet.swatch(box.x + at, y - 3.5, colour, dashed=dashed)
-            sheet.text(box.x + at + 18, y, name, size=7.5)
+            sheet.text(box.x + at + 20, y, name, size=7.5)
     return len(lines)
 
 
-def _changes(panel: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Of a panel's overrides: name of the series -> property -> value."""
-    return {
-        change["matcher"]["options"]: {entry["id"]: entry["value"] for entry in change["properties"]}
-        for change in panel["fieldConfig"]["overrides"]
-    }
+def _changes(panel: Mapping[str, Any]) -> list[tuple[Callable[[str], object], dict[str, Any]]]:
+    """Of a panel's overrides: whether a series of this name is meant, and property -> value."""
+    found: list[tuple[Callable[[str], object], dict[str, Any]]] = []
+    for change in panel["fieldConfig"]["overrides"]:
+        wanted = change["matcher"]["options"]
+        pattern = wanted.strip("/") if change["matcher"]["id"] == "byRegexp" else f"^{re.escape(wanted)}$"
+        found.append((re.compile(pattern).search, {entry["id"]: entry["value"] for entry in change["properties"]}))
+    return found
 
 
 def _colour(name: str) -> str:

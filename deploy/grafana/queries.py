@@ -47,9 +47,11 @@ def grown(name: str, by: str = "", *, window: str = "$__interval") -> str:
 
     A counter with labels is not there before its first time, and `increase` counts from the first value that it sees:
     the first signal of an operator would be missed. So one that was not there when the window began counts whole.
+    `increase` draws its ends out to those of the window; hence the rounding.
     """
     series = of(f"{name}_total")
-    return f"sum{_by(by)}(({series} unless {series} offset {window}) or increase({series}[{window}]))"
+    newborn = f"(last_over_time({series}[{window}]) unless {series} offset {window})"
+    return f"round(sum{_by(by)}({newborn} or increase({series}[{window}])))"
 
 
 _ZERO: Final = f"0 * count({of('owned_shards')})"

@@ -27,13 +27,20 @@ from vpp_dispatch.demo.teller import Teller
 
 ROOT: Final = Path(__file__).parents[2]
 PICTURES: Final = ROOT / "docs" / "dashboards"
-SETTINGS: Final = {"FLEET__CONSENT_REFRESH_S": "4", "FLEET__TELEMETRY_REFRESH_S": "6"}
+SETTINGS: Final = {
+    "FLEET__CONSENT_REFRESH_S": "4",
+    "FLEET__TELEMETRY_REFRESH_S": "6",
+    "FLEET__TELEMETRY_MAX_AGE_S": "60",
+}
+SCRAPE_S: Final = 2.0
+BUSY: Final = {"refusals": {"1003": 0.02}}
+"""GoodWe asks for less now and then; such commands are sent again."""
 VARIABLES: Final = {
     "job": JOB,
     "worker": ".*",
     "runbooks": "docs/runbooks",
     "consent_max_age_s": "60",
-    "telemetry_max_age_s": "900",
+    "telemetry_max_age_s": "60",
 }
 """The dashboards' variables, as this run is set."""
 
@@ -55,17 +62,20 @@ async def play(prometheus: Prometheus, servers: str, *, inverters: int, seconds:
     following = asyncio.create_task(prometheus.follow(stack))
     try:
         await plan.start()
+        await stack.until(lambda: len(prometheus.query("up == 1")) == 2, 20, "the workers to be scraped")
+        await asyncio.to_thread(prometheus.load, rules())  # not earlier: a time without workers costs budget
+        await stack.tell("/sim/faults", BUSY)
         begin = time.time()
         await stack.send(b"not JSON at all")
         await stack.send(stack.signal("odd-1", targets={"all": True}, controls=[], colour="blue"))
         await plan.play()
         end = time.time()
-        await asyncio.sleep(5)  # for the picture only: a few seconds of rest, so that the last changes can be seen
+        await asyncio.sleep(7)  # not to wait for anything: the picture shows the rest after it
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
         await stack.stop()
-    return begin - 6, end + 4
+    return begin - 6, end + 6
 
 
 @click.command()
@@ -75,16 +85,16 @@ async def play(prometheus: Prometheus, servers: str, *, inverters: int, seconds:
 @click.option("--format", "form", type=click.Choice(["svg", "png"]), default="svg", show_default=True)
 def main(folder: Path, form: str, **options: Any) -> None:
     """Play the demo, and draw each dashboard from what Prometheus saw of it."""
-    with Prometheus(rules=rules()) as prometheus:
+    with Prometheus(interval_s=SCRAPE_S) as prometheus:
         with Broker() as broker:
             start, end = asyncio.run(play(prometheus, broker.bootstrap_servers, **options))
         began = datetime.fromtimestamp(start, UTC)
         run = Run(
             start=start,
             end=end,
-            scrape_s=1.0,
+            scrape_s=SCRAPE_S,
             note=f"{options['inverters']:,} simulated inverters, two workers and Apache Kafka on one machine, "
-            f"{began:%Y-%m-%d %H:%M} UTC; scraped every second, drawn from the dashboard's JSON",
+            f"{began:%Y-%m-%d %H:%M} UTC; scraped every {SCRAPE_S:g} s, drawn from the dashboard's JSON",
             variables=VARIABLES,
         )
         folder.mkdir(parents=True, exist_ok=True)

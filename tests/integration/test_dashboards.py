@@ -34,7 +34,7 @@ NOTHING_WRONG: Final = {
     "Clock skew": "broker and workers share a clock",
     "Release: burn rate": "nobody stands past its window for 15 minutes",
 }
-"""Queries that may stand at 0 throughout, by panel or `panel: legend`, since nothing of the kind happens in this run."""
+"""Queries that may stand at 0 throughout, by panel or `panel: legend`: nothing of the kind happens in this run."""
 
 
 @pytest.fixture
