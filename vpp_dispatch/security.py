@@ -196,8 +196,8 @@ _ALERTS: Final = {
     "CERT_FILE and KEY_FILE (SECURITY__*) to a certificate of its CA",
     "CERTIFICATE_REQUIRED": "it wants a client certificate: set CERT_FILE and KEY_FILE (SECURITY__*)",
     # What Java says, so what Kafka does.
-    "CERTIFICATE_UNKNOWN": "it refuses our certificate: that has expired, or is of a CA that it does not know. Look with "
-    "`openssl x509 -noout -dates -issuer -in CERT_FILE`, and renew CERT_FILE and KEY_FILE (SECURITY__*)",
+    "CERTIFICATE_UNKNOWN": "it refuses our certificate: that has expired, or is of a CA that it does not know. Look "
+    "with `openssl x509 -noout -dates -issuer -in CERT_FILE`, and renew CERT_FILE and KEY_FILE (SECURITY__*)",
     "BAD_CERTIFICATE": "it cannot read our certificate: set CERT_FILE (SECURITY__*) to one that is for a name",
 }
 """What a server says about our certificate, part of OpenSSL's name of its alert -> a sentence with its remedy."""
