@@ -286,3 +286,18 @@ def test_the_package_leaves_out_what_only_the_checkout_needs(tmp_path: Path) -> 
     listed = subprocess.run(["tar", "tzf", package], capture_output=True, text=True, check=True, timeout=20).stdout
     assert "/templates/statefulset.yaml" in listed and "/ci/" not in listed and "schema.yaml" not in listed
     assert package.stat().st_size < 512 << 10  # Helm keeps it in a Secret of at most 1 MiB, in base64
+
+
+def test_the_install_guide_names_values_and_commands_that_exist() -> None:
+    guide = (ROOT / "docs" / "install.md").read_text()
+    blocks = "\n".join(re.findall(r"```(?:sh|yaml)\n(.+?)```", guide, re.DOTALL))
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    for key in re.findall(r"--set ([A-Za-z.]+)=", blocks):
+        node: Any = values
+        for step in key.split("."):
+            node = node[step]
+    commands = list(lines(blocks, "vpp-dispatch"))
+    known = [words for words in commands if words and words[0] in ("switch", "signal", "preflight", "config", "fleet")]
+    assert len(known) > 3
+    for words in known:
+        assert parsed(words).command.name

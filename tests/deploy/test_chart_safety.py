@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.deploy.chart import (
     CHART,
@@ -26,7 +25,6 @@ from tests.deploy.chart import (
     settings_of,
     worker,
 )
-from tests.deploy.command_lines import lines, parsed
 from vpp_dispatch.domain.device import SHARDS
 from vpp_dispatch.service import STOP_S
 
@@ -133,6 +131,15 @@ def test_what_selects_workers_selects_them_and_nothing_else(name: str) -> None:
         assert selected == {"StatefulSet"}, selector
 
 
+def test_keda_asks_kafka_as_the_service_does(tmp_path: Path) -> None:
+    loaded = settings_of("production", tmp_path)
+    (trigger,) = of_kind("production", "ScaledObject")[0]["spec"]["triggers"]
+    assert trigger["metadata"]["topic"] == loaded.topics.shard_inbox
+    assert trigger["metadata"]["consumerGroup"] == loaded.kafka.group
+    assert trigger["metadata"]["bootstrapServers"] == loaded.kafka.bootstrap_servers
+    assert (trigger["metadata"]["tls"], trigger["metadata"]["sasl"]) == ("enable", "scram_sha512")
+
+
 def test_never_more_workers_than_partitions() -> None:
     (hpa,) = of_kind("mtls", "HorizontalPodAutoscaler")
     assert hpa["spec"]["maxReplicas"] == SHARDS
@@ -220,18 +227,3 @@ def test_helm_test_fails_where_nobody_is() -> None:
         check=False,
     )
     assert done.returncode == 1 and "names no worker" in done.stderr
-
-
-def test_the_install_guide_names_values_and_commands_that_exist() -> None:
-    guide = (ROOT / "docs" / "install.md").read_text()
-    blocks = "\n".join(re.findall(r"```(?:sh|yaml)\n(.+?)```", guide, re.DOTALL))
-    values = yaml.safe_load((CHART / "values.yaml").read_text())
-    for key in re.findall(r"--set ([A-Za-z.]+)=", blocks):
-        node: Any = values
-        for step in key.split("."):
-            node = node[step]
-    commands = list(lines(blocks, "vpp-dispatch"))
-    known = [words for words in commands if words and words[0] in ("switch", "signal", "preflight", "config", "fleet")]
-    assert len(known) > 3
-    for words in known:
-        assert parsed(words).command.name
