@@ -82,7 +82,7 @@ def alerting(issued: Issued, clients: Authority) -> Iterator[int]:
 
 
 def tls(ca: Authority, client: Issued | None = None, **more: Any) -> SecuritySettings:
-    mine = {"cert_file": client.cert, "key_file": client.key} if client else {}
+    mine: dict[str, Any] = {"cert_file": client.cert, "key_file": client.key} if client else {}
     return SecuritySettings(protocol="SSL", ca_file=ca.file, **mine, **more)
 
 
