@@ -82,6 +82,7 @@ def lines(
     stacked: bool = False,
     stepped: bool = False,
     bars: bool = False,
+    sparse: bool = False,
     limit: tuple[float, str] | None = None,
     names: Mapping[str, str] | None = None,
     colours: Mapping[str, str] | None = None,
@@ -92,6 +93,7 @@ def lines(
     """Series over time.
 
     Args:
+        bars, sparse: a bar or a dot for a minute or more, of what happens now and then.
         limit: (value, colour) of a dashed line: from there on it is not as it should be.
         names: legend -> what is shown in its place.
         colours: legend (before `names`) -> colour.
@@ -104,7 +106,8 @@ def lines(
         .line_width(1 if stacked or bars else 2)
         .fill_opacity(70 if bars else 35 if stacked else 8)
         .line_interpolation(look.LineInterpolation.STEP_AFTER if stepped else look.LineInterpolation.LINEAR)
-        .show_points(look.VisibilityMode.NEVER)
+        .show_points(look.VisibilityMode.ALWAYS if sparse else look.VisibilityMode.NEVER)
+        .point_size(8 if sparse else 5)
         .min(0)
         .legend(
             common.VizLegendOptions()
@@ -114,7 +117,7 @@ def lines(
         )
         .tooltip(common.VizTooltipOptions().mode(look.TooltipDisplayMode.MULTI).sort(look.SortOrder.DESCENDING))
     )
-    if bars:
+    if bars or sparse:
         panel.interval(BAR)
     if stacked or bars:
         panel.stacking(common.StackingConfig().mode(look.StackingMode.NORMAL).group("A"))

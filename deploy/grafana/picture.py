@@ -285,6 +285,7 @@ def _plot(
         else:
             style = "steps-post" if stepped else "default"
             axes.plot(seconds, values, color=colour, lw=1.8, ls=(0, (5, 3)) if dashed else "-", drawstyle=style,
+                      marker="o" if custom["showPoints"] == "always" else None, ms=4,
                       zorder=3 if dashed else 2)  # fmt: skip
             if not dashed and len(entries) <= 2:
                 axes.fill_between(seconds, 0, values, color=colour, alpha=0.07, lw=0, step="post" if stepped else None)

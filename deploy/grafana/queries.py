@@ -49,9 +49,7 @@ def grown(name: str, by: str = "", *, window: str = "$__interval") -> str:
     the first signal of an operator would be missed. So one that was not there when the window began counts whole.
     `increase` draws its ends out to those of the window; hence the rounding.
     """
-    series = of(f"{name}_total")
-    newborn = f"(last_over_time({series}[{window}]) unless {series} offset {window})"
-    return f"round(sum{_by(by)}({newborn} or increase({series}[{window}])))"
+    return f"round(sum{_by(by)}({_whole(of(f'{name}_total'), window)}))"
 
 
 _ZERO: Final = f"0 * count({of('owned_shards')})"
@@ -77,6 +75,19 @@ def quantiles(name: str) -> list[Query]:
         Query(f"histogram_quantile({q}, {buckets}) >= 0", legend)  # without traffic NaN, which is >= nothing
         for q, legend in ((0.5, "half within"), (0.95, "95 % within"), (0.99, "99 % within"))
     ]
+
+
+def rare_quantiles(name: str) -> list[Query]:
+    """The same of what happens now and then, the first time of a worker included, per bar."""
+    buckets = f"sum by (le) ({_whole(of(name + '_bucket'), '$__interval')})"
+    return [
+        Query(f"histogram_quantile({q}, {buckets}) >= 0", legend)
+        for q, legend in ((0.5, "half within"), (1, "all within"))
+    ]
+
+
+def _whole(series: str, window: str) -> str:
+    return f"(last_over_time({series}[{window}]) unless {series} offset {window}) or increase({series}[{window}])"
 
 
 def _by(labels: str) -> str:

@@ -6,7 +6,19 @@ from typing import Final
 
 from deploy.grafana.boards import Board, Row
 from deploy.grafana.panels import BLUE, GOOD_BELOW_1, GREEN, ORANGE, RED, WARN_FROM_1, YELLOW, lines, number
-from deploy.grafana.queries import PER_WORKER, Query, grown, of, or_none, or_zero, pace, process, quantiles, total
+from deploy.grafana.queries import (
+    PER_WORKER,
+    Query,
+    grown,
+    of,
+    or_none,
+    or_zero,
+    pace,
+    process,
+    quantiles,
+    rare_quantiles,
+    total,
+)
 
 
 def _per_worker(expr: str, how: str = "sum") -> list[Query]:
@@ -139,9 +151,10 @@ WORKERS: Final = Board(
                     "Recovery after an assignment",
                     "How long shards are nobody's while their pages are read up. It grows with the fleet; far above a "
                     "minute: the changelog is not compacted. Empty without a rebalance.",
-                    quantiles("recovery_seconds")[:2],
+                    rare_quantiles("recovery_seconds"),
                     unit="s",
-                    colours={"half within": GREEN, "95 % within": YELLOW},
+                    colours={"half within": GREEN, "all within": YELLOW},
+                    sparse=True,
                 ),
             ),
         ),
