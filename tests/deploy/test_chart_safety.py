@@ -19,6 +19,7 @@ from tests.deploy.chart import (
     Object,
     containers,
     each_file,
+    mounted,
     objects,
     of_kind,
     pods,
@@ -177,8 +178,10 @@ def test_a_hook_needs_nothing_that_comes_after_it() -> None:
     }
     made = {o["metadata"]["name"] for name in VALUES for o in of_kind(name, "ConfigMap")}
     for job, spec in early:
+        sources = [source for container in spec["containers"] for source in mounted(spec, container).values()]
+        assert sources, job["metadata"]["name"]
+        assert not {source.get("configMap", {}).get("name") for source in sources} & made
         assert "serviceAccountName" not in spec
-        assert not {s.get("configMap", {}).get("name") for v in spec["volumes"] for s in [v]} & made, job["metadata"]
 
 
 # ---------------------------------------------------------------------------------------------- helm test
