@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import click
 import jsonschema
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from tests.conftest import IMAGE
 from tests.deploy.command_lines import lines, parsed
