@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -27,7 +28,7 @@ Answer = list[tuple[dict[str, str], list[tuple[float, float]]]]
 Ask = Callable[[str, float, float, float], Answer]
 """A range query: expression, start and end in epoch seconds, step in seconds."""
 
-STYLE: Final[Mapping[str, Any]] = {
+_STYLE: Final[dict[Any, Any]] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Inter", "Helvetica", "Arial", "DejaVu Sans"],
     "svg.fonttype": "none",
@@ -104,15 +105,16 @@ def curves(panel: Mapping[str, Any], ask: Ask, run: Run) -> tuple[Floats, list[C
             for at, value in samples:
                 values[round((at - run.start) / step)] = value
             found.append(Curve(named(target.get("legendFormat", ""), labels), values))
-    return points - run.start, found
+    seconds: Floats = np.asarray(points - run.start, dtype=np.float64)
+    return seconds, found
 
 
 def draw(board: Mapping[str, Any], ask: Ask, run: Run) -> Figure:
-    """The whole dashboard as one figure; save it under `rc_context(STYLE)`."""
+    """The whole dashboard as one figure."""
     panels = board["panels"]
     rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in panels)
     height = _HEAD + rows * _UNIT + 2 * _GAP
-    with rc_context(STYLE):
+    with rc_context(_STYLE):
         figure = Figure(figsize=(_ACROSS / _DOTS, height / _DOTS), dpi=_DOTS, facecolor=_GROUND)
         sheet = Sheet(figure, height)
         sheet.text(_GAP * 2, 32, board["title"], size=16, weight="bold")
@@ -133,6 +135,12 @@ def draw(board: Mapping[str, Any], ask: Ask, run: Run) -> Figure:
             sheet.text(box.x + 10, box.y + 18, _fitting(panel["title"], box.width - 16), size=9, weight="bold")
             {"stat": _stat, "timeseries": _lines, "heatmap": _heat}[panel["type"]](sheet, box, panel, ask, run)
     return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes the figure, as SVG whose text stays text or as PNG, by the name's ending."""
+    with rc_context(_STYLE):
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 @dataclass(frozen=True, slots=True)

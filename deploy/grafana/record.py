@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-from matplotlib import rc_context
 
-from deploy.grafana.dashboards import loaded
-from deploy.grafana.picture import STYLE, Answer, Run, draw
+from deploy.grafana.generate import loaded
+from deploy.grafana.picture import Answer, Run, draw, save
 from tests.prometheus import JOB, Prometheus
 from vpp_dispatch.demo.broker import Broker
 from vpp_dispatch.demo.plan import Plan
@@ -101,8 +100,7 @@ def main(folder: Path, form: str, **options: Any) -> None:
         for board in loaded():
             figure = draw(board, partial(answer, prometheus), run)
             path = folder / f"{board['uid'].removeprefix('vpp-dispatch-')}.{form}"
-            with rc_context(dict(STYLE)):
-                figure.savefig(path, metadata={"Date": None} if form == "svg" else None)
+            save(figure, path)
             print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 

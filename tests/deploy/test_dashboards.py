@@ -11,7 +11,7 @@ from typing import Any, Final
 import pytest
 
 from deploy.grafana.boards import WORKER_REGEX
-from deploy.grafana.dashboards import differing, loaded, main
+from deploy.grafana.generate import differing, loaded, main
 from deploy.grafana.picture import fill
 from deploy.grafana.queries import of
 from tests.prometheus import Prometheus, QueryRefused
@@ -71,7 +71,7 @@ def test_the_files_are_what_the_source_makes() -> None:
 def test_a_changed_a_missing_and_a_foreign_file_are_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("deploy.grafana.dashboards.FOLDER", tmp_path)
+    monkeypatch.setattr("deploy.grafana.generate.FOLDER", tmp_path)
     assert main(["--write"]) == 0 and main(["--check"]) == 0
     (tmp_path / "vpp-dispatch-live.json").write_text("{}")
     (tmp_path / "vpp-dispatch-slo.json").unlink()

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pytest
 
-from deploy.grafana.dashboards import loaded
+from deploy.grafana.generate import loaded
 from deploy.grafana.picture import Run, draw
 from deploy.grafana.record import VARIABLES, answer, rules
 from tests.prometheus import Prometheus

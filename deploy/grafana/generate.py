@@ -1,4 +1,4 @@
-"""The dashboards as code, and the JSON that Grafana reads: `python -m deploy.grafana.dashboards --write | --check`.
+"""The dashboards as code, and the JSON that Grafana reads: `python -m deploy.grafana.generate --write | --check`.
 
 One module per dashboard says what is on it; boards.py and panels.py say how that becomes Grafana's JSON. The files in
 dashboards/ are written from here and never by hand.
@@ -57,11 +57,11 @@ def main(arguments: list[str]) -> int:
             (FOLDER / name).write_text(content, encoding="utf-8")
         return 0
     if arguments != ["--check"]:
-        print("Usage: python -m deploy.grafana.dashboards --write | --check", file=sys.stderr)
+        print("Usage: python -m deploy.grafana.generate --write | --check", file=sys.stderr)
         return 2
     if names := differing():
         print(
-            f"deploy/grafana/dashboards: {', '.join(names)} differ: run `python -m deploy.grafana.dashboards --write`.",
+            f"deploy/grafana/dashboards: {', '.join(names)} differ: run `python -m deploy.grafana.generate --write`.",
             file=sys.stderr,
         )
         return 1
