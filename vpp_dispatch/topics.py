@@ -103,6 +103,18 @@ async def why_not(servers: str, security: SecuritySettings) -> str | None:
     return says
 
 
+async def refuses(servers: str, security: SecuritySettings) -> bool:
+    """Whether a broker is there that does not let this client in: not one that is away, or does not answer.
+
+    Raises:
+        ConfigurationError: a PEM file is not usable.
+    """
+    for host, port, _ in collect_hosts(servers):
+        if isinstance(await _knock(host, port, security), (KafkaError, ssl.SSLError)):
+            return True
+    return False
+
+
 async def _knock(host: str, port: int, security: SecuritySettings) -> Exception | None:
     """What happens when this client tries to be let in; None if it is."""
     connection = AIOKafkaConnection(host, port, request_timeout_ms=KNOCK_MS, **security.aiokafka())

@@ -30,7 +30,9 @@ from tests.waiting import eventually
 from vpp_dispatch import preflight
 from vpp_dispatch.checks import inspect
 from vpp_dispatch.cli import main
+from vpp_dispatch.cli.base import Refused
 from vpp_dispatch.cli.paying import at_goodwe
+from vpp_dispatch.cli.release import _our_kafka_is_gone
 from vpp_dispatch.demo.broker import Broker
 from vpp_dispatch.demo.secured import Secured
 from vpp_dispatch.demo.stack import Child, Stack
@@ -73,11 +75,11 @@ class Site:
             )
         )
 
-    def plant(self, name: str) -> Path:
-        """A file with a secret that can be recognised wherever it turns up."""
+    def plant(self, name: str, before: str = "") -> Path:
+        """A file with a secret that can be recognised wherever it turns up; with something before it, if need be."""
         word = f"planted/{name}+word"
         file = self.folder / f"{name}.password"
-        file.write_text(word + "\n")
+        file.write_text(f"{before}{word}\n")
         self.planted.append(word)
         return file
 
@@ -276,6 +278,8 @@ def nothing_leaked(sites: Sites, found: Mapping[str, str]) -> None:
     wanted = {form for secret in sites.planted for form in forms(secret)}
     assert len(found) > 8 and sum(map(len, found.values())) > 100_000  # there is something to look at
     assert [(where, form) for where, text in found.items() for form in wanted if form in text] == []
+    logs = {where: text for where, text in found.items() if where.startswith("worker-")}
+    assert len(logs) > 2 and [where for where, text in logs.items() if "9010KETU" in text] == []  # nor whose home it is
 
 
 async def test_scram_here_and_certificates_there_by_exactly_the_acls(
@@ -337,6 +341,8 @@ async def sees_the_lag_and_no_record(sites: Sites, stack: Stack) -> None:
 
 async def test_certificates_here_and_scram_there(sites: Sites, topic_prefix: str, tmp_path: Path) -> None:
     stack = run_of(sites, topic_prefix, tmp_path, "mtls", "sasl")
+    headers = sites.ours.plant("collector", "authorization: Bearer ")
+    stack.settings |= {"TRACING__ENDPOINT": "http://127.0.0.1:1/v1/traces", "TRACING__HEADERS_FILE": str(headers)}
     try:
         await started(sites, stack, "mtls", "sasl")
         await stack.until_ready(stack.start_worker(), registered=DEVICES)
@@ -493,6 +499,16 @@ def test_preflight_says_why_a_cluster_lets_nobody_in(sites: Sites, tmp_path: Pat
         assert sentence in line, f"{sentence}: {line}"
         assert done.exit_code == 1 and "VPP_DISPATCH_KAFKA__*" in line
         assert not [secret for secret in sites.planted if secret in done.output]
+
+
+@pytest.mark.parametrize("lacks", ["the password", "an ACL"])
+def test_break_glass_takes_a_kafka_that_refuses_for_one_that_workers_use(sites: Sites, lacks: str) -> None:
+    variables = sites.ours.variables("KAFKA", "vpp-dispatch")
+    if lacks == "the password":
+        variables["KAFKA__SECURITY__PASSWORD_FILE"] = str(sites.ours.plant("wrong"))
+    settings = Settings.load(None, {f"VPP_DISPATCH_{name}": value for name, value in variables.items()})
+    with pytest.raises(Refused, match="answers: workers that are alive would set again"):
+        _our_kafka_is_gone(settings, force=False)
 
 
 async def test_preflight_names_the_acl_that_is_missing(sites: Sites, two_sources: Settings) -> None:

@@ -19,7 +19,7 @@ from tests.certificates import Authority, Issued
 from vpp_dispatch.errors import ConfigurationError
 from vpp_dispatch.observability.logging import configure
 from vpp_dispatch.security import SecuritySettings
-from vpp_dispatch.topics import why_not
+from vpp_dispatch.topics import refuses, why_not
 
 SECRET = "planted-Hush/7+word"
 
@@ -138,6 +138,15 @@ async def test_nothing_there_and_no_such_name_are_told() -> None:
     assert says and f"nothing listens at 127.0.0.1:{port}" in says
 
 
+async def test_a_broker_that_refuses_is_there_and_one_that_is_away_is_not(ours: Authority, tmp_path: Path) -> None:
+    theirs = Authority(tmp_path, "theirs")
+    async with listening(theirs.issue("kafka", "127.0.0.1")) as (port, _):
+        assert await refuses(f"127.0.0.1:{port}", tls(ours))
+    assert not await refuses(f"127.0.0.1:{port}", tls(ours))
+    with alerting(ours.issue("kafka", "127.0.0.1"), ours) as port:
+        assert await refuses(f"127.0.0.1:{port}", tls(ours))
+
+
 async def test_a_renewed_certificate_is_used_at_the_next_connection(ours: Authority, tmp_path: Path) -> None:
     mine = ours.issue("first", to=tmp_path)
     context = tls(ours, mine).ssl_context()
@@ -235,9 +244,13 @@ def test_a_traceback_shows_no_values(log_of: Callable[..., str], form: str) -> N
     assert SECRET not in said
 
 
-def test_what_a_kafka_client_sends_is_in_no_log_however_fine(log_of: Callable[..., str]) -> None:
+def test_what_kafka_clients_send_is_in_no_log_however_fine(log_of: Callable[..., str]) -> None:
     def logs_in() -> None:  # as aiokafka.conn does it with each request; SASL PLAIN's holds the password
         logging.getLogger("aiokafka.conn").debug("Request to %s:%d %d: %s", "kafka", 9093, 3, f"\0u\0{SECRET}")
+        logging.getLogger("aiokafka.producer.producer").debug(
+            "Sending (key=%s value=%s) to %s", None, SECRET, "a topic"
+        )
+        logging.getLogger("faust.topics").debug("send: topic=%r k=%r v=%r", "a topic", None, SECRET)
         logging.getLogger("aiokafka.client").debug("Attempting to bootstrap")
 
     said = log_of("debug", "json", logs_in)

@@ -156,6 +156,7 @@ def configure(level: str, form: Format) -> dict[str, Any]:
     # A line per HTTP request, or per part of the framework that starts and stops, is no unit of work. Faust's services
     # log under the module of their class, ours among them.
     quiet = ("faust", "mode", "aiokafka.consumer.group_coordinator", "vpp_dispatch.dispatch")
+    telling = {"aiokafka.conn": "NOTSET", "aiokafka.producer.producer": "NOTSET", "faust.topics": "WARNING"}
     config: dict[str, Any] = {
         "version": 1,
         "disable_existing_loggers": False,
@@ -175,8 +176,8 @@ def configure(level: str, form: Format) -> dict[str, Any]:
         "loggers": {
             **{name: {"level": "WARNING"} for name in ("httpx", "httpcore", "aiohttp.access")},
             **{name: {"level": "NOTSET" if level == "debug" else "WARNING"} for name in quiet},
-            # Its debug lines are the requests, byte by byte; the one of SASL PLAIN is the password.
-            "aiokafka.conn": {"level": "INFO" if level == "debug" else "NOTSET"},
+            # Their debug lines are requests and records, byte by byte: the password of SASL PLAIN, serial numbers.
+            **{name: {"level": "INFO" if level == "debug" else own} for name, own in telling.items()},
         },
     }
     logging.config.dictConfig(config)
