@@ -286,7 +286,7 @@ LIVE: Final = Board(
                     "Since the newest signal",
                     "Time since any operator sent anything. Compare with how often yours send; silence for longer is a "
                     "broken feed. What is scheduled still runs to its end and is released (R35). Empty until one came.",
-                    f"time() - max({of('last_signal_timestamp_seconds')})",
+                    f"time() - max({of('last_signal_timestamp_seconds')} > 0)",
                     unit="s",
                     steps=PLAIN,
                     runbook="VppDispatchFeedSilent",

@@ -9,7 +9,7 @@ from typing import Final
 
 from deploy.grafana.boards import Board, Row
 from deploy.grafana.panels import BLUE, GREEN, ORANGE, RED, YELLOW, Panel, lines, number
-from deploy.grafana.queries import Query, of, or_none, or_zero, pace, quantiles, worst
+from deploy.grafana.queries import Query, or_none, or_zero, pace, quantiles, worst
 
 WINDOWS: Final = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 SLOS: Final = {
@@ -134,12 +134,9 @@ SLO: Final = Board(
                     8,
                     "Oldest release owed",
                     "Time spends this budget while a release is owed for too long: Live dispatch shows which ones.",
-                    [
-                        Query(worst("oldest_debt_seconds"), "oldest debt"),
-                        Query(f"sum({of('debts_refused')})", "releases refused (count)"),
-                    ],
+                    [Query(worst("oldest_debt_seconds"), "oldest debt")],
                     unit="s",
-                    colours={"oldest debt": ORANGE, "releases refused (count)": RED},
+                    colours={"oldest debt": ORANGE},
                     runbook="VppDispatchDebtOld",
                 ),
             ),
