@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -39,11 +40,12 @@ Rule = dict[str, Any]
 
 
 def tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Runs promtool or amtool."""
+    """Runs promtool or amtool. Small tests by the dozen: collecting garbage less often halves what promtool takes."""
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.exists() else shutil.which(name)
     assert found, f"{name} is not there: run `make tools`"
-    return subprocess.run([found, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
+    command, environment = [found, *map(str, arguments)], os.environ | {"GOGC": "800"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
 
 
 @cache
