@@ -300,8 +300,12 @@ async def test_scram_here_and_certificates_there_by_exactly_the_acls(
         on_call = sites.ours.variables("KAFKA", "vpp-dispatch-on-call")
         turned = await ask(stack, "switch", "drain", "on", "--reason", "a trial", variables=on_call)
         assert turned[0] == 0 and "Taken" in turned[1]
-        checked, shown = await ask(stack, "config", "check"), await ask(stack, "config", "show")
-        looked, failed = await ask(stack, "preflight"), await ask(stack, "preflight", variables=wrong_everywhere(sites))
+        checked, shown, looked, failed = await asyncio.gather(
+            ask(stack, "config", "check"),
+            ask(stack, "config", "show"),
+            ask(stack, "preflight"),
+            ask(stack, "preflight", variables=wrong_everywhere(sites)),
+        )
         assert (checked[0], shown[0], looked[0], failed[0]) == (0, 0, 0, 1), looked[1]
         assert "may do all of the" in looked[1] and "FAILED" not in looked[1]
         assert "The log-in is refused" in failed[1]
