@@ -94,7 +94,9 @@ class Debts:
         self._of_id: dict[tuple[int, int, int], Debt] = {}
         self._of_slot: dict[tuple[str, bool], list[Debt]] = {}
         self._of_sn: dict[tuple[str, int], Debt] = {}
-        self._query = int(time.time())  # far above what the service counts its own queries by: never taken for one
+        # Far above what the service counts its own queries by, so never taken for one; and above what a `release` begun
+        # before this one has used by now, at up to two batches of queries a second. Fits 32 bits until 2038.
+        self._query = int(time.time() * 2)
 
     # ------------------------------------------------------------------ filling
 
