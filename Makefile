@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # The first of these that is new enough; PYTHON=... overrides it.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
-LOCK := UV_CUSTOM_COMPILE_COMMAND='make lock' $(VENV)/bin/uv pip compile pyproject.toml --quiet --universal \
+LOCK := UV_CUSTOM_COMPILE_COMMAND='make lock' $(VENV)/bin/uv pip compile --quiet --universal \
 	--python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
@@ -18,21 +18,22 @@ help: ## say what can be made
 demo: jars ## broker, simulator, service and a scenario of about a minute, told line by line
 	@$(PY) -m vpp_dispatch.demo.scenario
 
-test: jars ## all tests, on a real Kafka
+test: jars tools ## all tests, on a real Kafka
 	$(PY) -m pytest -n 2 --dist worksteal tests
 
 unit: $(READY) ## the tests without a broker, in seconds; the exhaustive ones run with `make test`
 	$(PY) -m pytest -n auto -m "not exhaustive" tests/unit tests/contract
 
 integration: jars ## the tests with a broker
-	$(PY) -m pytest tests --ignore tests/unit --ignore tests/contract
+	$(PY) -m pytest tests --ignore tests/unit --ignore tests/contract --ignore tests/deploy
 
-check: $(READY) ## lint, format, types, import layers, schemas up to date
+check: tools ## lint, format, types, import layers, schemas; chart, dashboards, alerts
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports
 	$(PY) -m vpp_dispatch.operators.messages --check
+	$(PY) -m pytest -n 2 tests/deploy
 
 format: $(READY) ## lay out the code and mend what ruff can mend
 	$(PY) -m ruff format .
@@ -42,8 +43,9 @@ schemas: $(READY) ## write schemas/ from the models
 	$(PY) -m vpp_dispatch.operators.messages
 
 lock: $(READY) ## choose newer versions within pyproject.toml's bounds; commit what changes
-	$(LOCK) --upgrade --extra tracing -o requirements.lock
-	$(LOCK) --upgrade --all-extras -c requirements.lock -o requirements-dev.lock
+	$(LOCK) pyproject.toml --upgrade --extra tracing -o requirements.lock
+	$(LOCK) pyproject.toml --upgrade --all-extras -c requirements.lock -o requirements-dev.lock
+	$(LOCK) deploy/image/sbom.in -c requirements-dev.lock -o deploy/image/sbom.lock
 
 image: ## the container image, by Docker, Podman or buildah, whichever is there (docs/image.md)
 	@deploy/image/build.sh
