@@ -320,7 +320,7 @@ class Link:
                 await consumer.start()
             while not self._stopping.is_set():
                 records, offsets = await self._gather(consumer)
-                self.lag = await self._behind(consumer)
+                self.lag = self._behind(consumer, offsets)
                 if records and await self._hand_over(records, deliver, refuse):
                     self.fault("inbox-delivered")
                     await self._commit(consumer, offsets)
@@ -330,13 +330,11 @@ class Link:
                     await consumer.stop()
 
     @staticmethod
-    async def _behind(consumer: AIOKafkaConsumer) -> int:
-        """Records that wait in the assigned partitions; what a rebalance takes meanwhile is not counted."""
-        behind = 0
-        for tp in consumer.assignment():
-            with contextlib.suppress(IllegalStateError, AssertionError):
-                behind += max((consumer.highwater(tp) or 0) - await consumer.position(tp), 0)
-        return behind
+    def _behind(consumer: AIOKafkaConsumer, offsets: Mapping[TopicPartition, int]) -> int:
+        """Records that wait behind the next offsets; what a rebalance took meanwhile is not counted. Nothing is asked
+        of the broker: results do not wait for a metric."""
+        mine = consumer.assignment()
+        return sum(max((consumer.highwater(tp) or 0) - offset, 0) for tp, offset in offsets.items() if tp in mine)
 
     async def _gather(self, consumer: AIOKafkaConsumer) -> tuple[list[Any], dict[TopicPartition, int]]:
         """Records of up to `linger_s` from the first one on, and the offsets to commit once they are safe."""
