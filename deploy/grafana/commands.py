@@ -95,17 +95,16 @@ COMMANDS: Final = Board(
             (
                 heat(
                     8,
-                    "Due until acknowledged by GoodWe's cluster",
-                    "Commands per second by how long they waited. Upwards at the start of an event: the link's rate "
-                    "and the slots in flight. A band that stays high without an event: GoodWe's cluster is slow to "
-                    "acknowledge.",
+                    "Given to GoodWe's cluster until acknowledged",
+                    "Commands per second by how long their batch took. Waiting for a slot or the pace is not in it: "
+                    "that is due. A band that moves up: GoodWe's cluster is slow to acknowledge, or the way to it.",
                     "publish_latency_seconds",
                     runbook="VppDispatchPublishSlow",
                 ),
                 lines(
                     4,
                     "Publish latency",
-                    "The same as quantiles. A large event waits for slots: compare with due. Empty without commands.",
+                    "The same as quantiles, in seconds. Above 2 s it spends the error budget. Empty without commands.",
                     quantiles("publish_latency_seconds"),
                     unit="s",
                     colours=_SPEED,
@@ -114,8 +113,9 @@ COMMANDS: Final = Board(
                 heat(
                     8,
                     "Acknowledged until the result",
-                    "Commands per second by how long GoodWe and the inverter took. Two bands are two ways through "
-                    "GoodWe's cloud, or inverters that are slow to answer. At 300 s a command times out by default.",
+                    "Setpoints per second by how long GoodWe and the inverter took, without releases and queries. "
+                    "Two bands are two ways through GoodWe's cloud, or inverters that are slow to answer. At 300 s a "
+                    "command times out by default.",
                     "result_latency_seconds",
                     runbook="VppDispatchResultsSlow",
                 ),
@@ -123,7 +123,7 @@ COMMANDS: Final = Board(
                     4,
                     "Result latency",
                     "The same as quantiles. Near GOODWE__RESULT_TIMEOUT_S commands are sent again needlessly. Empty "
-                    "without results.",
+                    "without results of setpoints.",
                     quantiles("result_latency_seconds"),
                     unit="s",
                     colours=_SPEED,

@@ -141,6 +141,14 @@ def save(figure: Figure, path: Path) -> None:
     """Writes the figure, as SVG whose text stays text or as PNG, by the name's ending."""
     with rc_context(_STYLE):
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    if path.suffix == ".svg":  # a tenth of a point is enough for anybody, and the names of groups are for nobody
+        drawn = re.sub(r"<(?:path|text|use|g|image|rect)\b[^>]*>", _shorter, path.read_text(encoding="utf-8"))
+        drawn = re.sub(r' id="(?:line2d|patch|text|axes|xtick|ytick|matplotlib\.axis|FillBetween\w+)_\d+"', "", drawn)
+        path.write_text(drawn, encoding="utf-8")
+
+
+def _shorter(tag: re.Match[str]) -> str:
+    return re.sub(r"-?\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}", tag[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +292,8 @@ def _plot(
             heights = np.nan_to_num(values)
             axes.bar(seconds, heights, width=(seconds[1] - seconds[0]) * 0.8, bottom=base, color=colour, alpha=0.85)
             base = base + heights
+        elif stacked and not np.nan_to_num(values).any():
+            continue
         elif stacked:
             upper = base + np.nan_to_num(values)
             axes.fill_between(seconds, base, upper, color=colour, alpha=0.55, lw=0, step="post" if stepped else None)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -23,6 +24,8 @@ from vpp_dispatch.demo.broker import Broker
 from vpp_dispatch.demo.plan import Plan
 from vpp_dispatch.demo.stack import Stack
 from vpp_dispatch.demo.teller import Teller
+
+T = TypeVar("T")
 
 ROOT: Final = Path(__file__).parents[2]
 PICTURES: Final = ROOT / "docs" / "dashboards"
@@ -54,11 +57,19 @@ def answer(prometheus: Prometheus, expr: str, start: float, end: float, step_s: 
     return [(series.labels, series.samples) for series in prometheus.query_range(expr, start, end, step_s)]
 
 
+class PatientPlan(Plan):
+    """The demo's plan with longer waits: a machine that is scraped, and draws, may be a slow one."""
+
+    async def _until(self, condition: Callable[[], T], timeout_s: float, what: str) -> T:
+        return await super()._until(condition, 3 * timeout_s, what)
+
+
 async def play(prometheus: Prometheus, servers: str, *, inverters: int, seconds: float) -> tuple[float, float]:
     """Plays the demo's plan; from when to when, in epoch seconds."""
     stack = Stack(bootstrap_servers=servers, prefix="", settings=SETTINGS)
-    plan = Plan(stack, Teller(), inverters=inverters, seconds=seconds)
-    following = asyncio.create_task(prometheus.follow(stack))
+    teller = Teller()
+    plan = PatientPlan(stack, teller, inverters=inverters, seconds=seconds)
+    tasks = [asyncio.create_task(prometheus.follow(stack)), asyncio.create_task(teller.follow(stack))]
     try:
         await plan.start()
         await stack.until(lambda: len(prometheus.query("up == 1")) == 2, 20, "the workers to be scraped")
@@ -71,15 +82,16 @@ async def play(prometheus: Prometheus, servers: str, *, inverters: int, seconds:
         end = time.time()
         await asyncio.sleep(7)  # not to wait for anything: the picture shows the rest after it
     finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await stack.stop()
     return begin - 6, end + 6
 
 
 @click.command()
 @click.option("--inverters", type=click.IntRange(100, 100_000), default=2000, show_default=True)
-@click.option("--seconds", type=float, default=60.0, show_default=True, help="Of the longest event.")
+@click.option("--seconds", type=float, default=90.0, show_default=True, help="Of the longest event.")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default=PICTURES, help="Of the pictures.")
 @click.option("--format", "form", type=click.Choice(["svg", "png"]), default="svg", show_default=True)
 def main(folder: Path, form: str, **options: Any) -> None:

@@ -14,7 +14,7 @@ from deploy.grafana.queries import Query, or_none, or_zero, pace, quantiles, wor
 WINDOWS: Final = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 SLOS: Final = {
     "results": "Commands that ended in success, of all that were answered or given up; offline devices do not count",
-    "publish_latency": "Commands that GoodWe's cluster acknowledged within 2 s of being due",
+    "publish_latency": "Commands that GoodWe's cluster acknowledged within 2 s of being given to it",
     "release": "Time in which a worker was there and at most 1 % of the fleet stood past its window for 15 minutes",
 }
 RUNBOOKS: Final = {
@@ -123,8 +123,8 @@ SLO: Final = Board(
                 lines(
                     8,
                     "Publish latency",
-                    "A large event waits for slots: that is in the objective. Slow without one: GoodWe's cluster. "
-                    "Empty without commands.",
+                    "From giving a batch to GoodWe's cluster to its acknowledgement; above 2 s is bad. All together: "
+                    "their cluster or the way to it. Empty without commands.",
                     quantiles("publish_latency_seconds"),
                     unit="s",
                     colours={"half within": GREEN, "95 % within": YELLOW, "99 % within": RED},
