@@ -278,3 +278,5 @@ class _Running:
             for record in records
         ]
         await self.worker.outlet.write(self.settings.topics.dead_letters, letters)
+        for record in records:
+            self.metrics.dead_letters.add(origin="results", reason=record.reason)

@@ -429,6 +429,7 @@ class Worker:
         self.coordinates = any(tp.topic == topics.event_inbox for tp in assignment)
         if self.coordinates:
             self.coordinator.recover(dict(self.events.data), self._generation, now)
+        self.metrics.coordinates.set(float(self.coordinates))
         self.running = True
         self.publisher.open = True
 
@@ -455,6 +456,7 @@ class Worker:
         self.running = False
         self._given_up_at = time.monotonic()
         self.coordinates = False
+        self.metrics.coordinates.set(0.0)
         self.coordinator.forget()
         self.shards.give_up()
         self.lease.drop()

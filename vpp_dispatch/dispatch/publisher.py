@@ -173,6 +173,7 @@ class Publisher:
         ready = [book for shard, book in shards.books.items() if shards.read_up(shard)]
         self._silence(now)
         if not any(now >= book.due_at for book in ready):
+            self.metrics.commands_due.set(0)
             return []
         owing = any(book.owes_release() for book in shards.books.values())
         waits = owing and not shards.all_read_up() and shards.seconds_since_takeover < RELEASES_FIRST_S

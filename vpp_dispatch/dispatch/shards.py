@@ -113,6 +113,7 @@ class Shards:
         self._telling = asyncio.Lock()
         self._taken_at = 0.0
         self._power_at = 0.0
+        self._lapsed = False  # was so at the last attempt to renew
         self._joined: list[tuple[float, Any, set[Revision]]] = []  # for traces: when, counts by code, events
 
     # ------------------------------------------------------------------ ownership
@@ -291,10 +292,12 @@ class Shards:
 
         Beside the checkpoints, since those wait for rows to be delivered. Raises ExternalFault if it was refused.
         """
-        if self.lease.lapsed():
+        lapsed = self.lease.lapsed()
+        if lapsed and not self._lapsed:
             # Whoever owns these shards by now makes this fail; only then may anything be written or published (R39).
             self.metrics.lease_lapses.add()
             self.log.warning("lease.lapsed", detail="renewing before anything is written or published")
+        self._lapsed = lapsed
         await self._commit(commit, {})
 
     async def checkpoint(

@@ -203,7 +203,9 @@ async def test_r39_a_commit_that_is_not_accepted_renews_nothing() -> None:
     w.accepts = False
     w.monotonic += 60
     await w.renew()
+    await w.renew()
     assert not w.lease.fresh()
+    assert w.shards.metrics.value("vpp_dispatch_lease_lapses_total") == 1, "however often it is tried again"
 
 
 def test_the_epoch_is_above_whatever_was_saved() -> None:
