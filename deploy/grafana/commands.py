@@ -19,7 +19,7 @@ _RESULTS: Final = {
     "partial": "#fade2a",
     "unknown_code": "#b0a0ff",
 }
-_SUCCESS: Final = 'code="success"'
+_SUCCESS, _ANSWERED = 'code="success"', 'code!="offline"'
 _SPEED: Final = {"half within": GREEN, "95 % within": YELLOW, "99 % within": RED}
 
 COMMANDS: Final = Board(
@@ -69,9 +69,9 @@ COMMANDS: Final = Board(
                 number(
                     4,
                     "Results that are success",
-                    "Of the results just now. Offline and busy are retried inside the window; the rest are "
-                    "refusals. Empty while no result comes.",
-                    f"({or_zero(pace('results', matchers=_SUCCESS))}) / ({pace('results')} > 0)",
+                    "Of the results just now, without those of devices that are offline. busy is retried inside the "
+                    "window; the rest are refusals: see results by code. Empty while no result comes.",
+                    f"({or_zero(pace('results', matchers=_SUCCESS))}) / ({pace('results', matchers=_ANSWERED)} > 0)",
                     unit="percentunit",
                     decimals=1,
                     steps=((None, RED), (0.9, YELLOW), (0.99, GREEN)),

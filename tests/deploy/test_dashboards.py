@@ -12,8 +12,9 @@ import pytest
 
 from deploy.grafana.boards import WORKER_REGEX
 from deploy.grafana.generate import differing, loaded, main
-from deploy.grafana.picture import fill
+from deploy.grafana.picture import Answer, Run, draw, fill, save
 from deploy.grafana.queries import of
+from deploy.grafana.units import axis, told
 from tests.prometheus import Prometheus, QueryRefused
 from vpp_dispatch.observability.metrics import CATALOGUE, Metric
 
@@ -260,3 +261,47 @@ def test_provisioning_fits_where_the_files_are_mounted() -> None:
     assert place is not None and f"./grafana/dashboards:{place[1]}:ro" in compose
     assert "./grafana/provisioning:/etc/grafana/provisioning:ro" in compose
     assert "type: prometheus" in source and "timeInterval: 15s" in source
+
+
+# ------------------------------------------------------------------------------------------------------- pictures
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "decimals", "words"),
+    [
+        (0.0, "s", None, "0 s"),
+        (0.0125, "s", None, "12.5 ms"),
+        (90.0, "s", None, "90 s"),
+        (1800.0, "s", None, "30 min"),
+        (1_234_567.0, "watt", None, "1.23 MW"),
+        (0.9876, "percentunit", 1, "98.8 %"),
+        (2000.0, "short", None, "2,000"),
+        (2.0**20, "bytes", None, "1 MiB"),
+    ],
+)
+def test_a_picture_tells_values_as_people_do(value: float, unit: str, decimals: int | None, words: str) -> None:
+    assert told(value, unit, decimals) == words
+
+
+def test_an_axis_has_round_ticks_and_room() -> None:
+    ticks, words, high = axis(0.0, 3_700.0, "watt")
+    assert ticks == [0.0, 1000.0, 2000.0, 3000.0] and words[-1] == "3 kW" and high > 3_700
+    assert axis(0.0, 0.0, "short")[2] > 0
+
+
+def test_a_picture_is_drawn_from_answers(tmp_path: Path) -> None:
+    """Without Prometheus: a rising line for every query; the file says the title and names of series as text."""
+
+    def ask(expr: str, start: float, end: float, step_s: float) -> Answer:
+        labels = {"kind": "measured", "le": "0.5", "state": "active"}
+        return [(labels, [(start + n * step_s, float(n)) for n in range(int((end - start) / step_s) + 1)])]
+
+    run = Run(start=1000.0, end=1060.0, scrape_s=2.0, note="no run at all", variables=VALUES)
+    for board in BOARDS:
+        file = tmp_path / f"{board['uid']}.svg"
+        save(draw(board, ask, run), file)
+        text = file.read_text(encoding="utf-8")
+        assert board["title"] in text and "no run at all" in text and "No data" not in text
+        for panel in board["panels"]:
+            assert panel["title"].replace("'", "&apos;") in text or panel["title"] in text, panel["title"]
+    assert "measured" in (tmp_path / "vpp-dispatch-live.svg").read_text(encoding="utf-8")
