@@ -10,7 +10,7 @@ LOCK := UV_CUSTOM_COMPILE_COMMAND='make lock' $(VENV)/bin/uv pip compile --quiet
 	--python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit integration check format lock schemas jars tools image bench-smoke clean
+.PHONY: help demo test unit integration check format lock generate jars tools image bench-smoke clean
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -39,8 +39,14 @@ format: $(READY) ## lay out the code and mend what ruff can mend
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 
-schemas: $(READY) ## write schemas/ from the models
+generate: $(READY) ## write what is written from the code: schemas, references, dashboards, the chart's copies
 	$(PY) -m vpp_dispatch.operators.messages
+	$(PY) -m vpp_dispatch.goodwe.profile > schemas/goodwe-profile.v1.json
+	$(PY) -m vpp_dispatch.settings --write
+	$(PY) -m vpp_dispatch.observability.metrics --write
+	$(PY) -m vpp_dispatch.cli.reference --write
+	$(PY) -m deploy.grafana.generate --write
+	$(PY) deploy/tools/chart.py --write
 
 lock: $(READY) ## choose newer versions within pyproject.toml's bounds; commit what changes
 	$(LOCK) pyproject.toml --upgrade --extra tracing -o requirements.lock
