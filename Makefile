@@ -40,7 +40,7 @@ format: $(READY) ## lay out the code and mend what ruff can mend
 	$(PY) -m ruff check --fix .
 
 generate: $(READY) ## write what is written from the code: schemas, references, dashboards, the chart's copies
-	$(PY) -m vpp_dispatch.operators.messages
+	$(PY) -m vpp_dispatch.operators.messages --write
 	$(PY) -m vpp_dispatch.goodwe.profile > schemas/goodwe-profile.v1.json
 	$(PY) -m vpp_dispatch.settings --write
 	$(PY) -m vpp_dispatch.observability.metrics --write
