@@ -10,7 +10,7 @@ LOCK := UV_CUSTOM_COMPILE_COMMAND='make lock' $(VENV)/bin/uv pip compile --quiet
 	--python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit integration check format lock generate jars tools image bench-smoke clean
+.PHONY: help demo test unit integration check format lock generate jars tools image pictures bench-smoke clean
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -61,6 +61,9 @@ bench-smoke: jars ## how fast fleets of 10,000 and 100,000 are set, about ten mi
 
 tools: $(READY) ## helm, kubectl and Prometheus' own programs, for the checks of helm/ and deploy/
 	@$(PY) deploy/tools/fetch.py
+
+pictures: jars tools ## the dashboards' pictures in docs/, drawn anew from a run of the demo, about three minutes
+	@$(PY) -m deploy.grafana.record
 
 jars: $(READY)
 	@$(PY) -m vpp_dispatch.demo.jars

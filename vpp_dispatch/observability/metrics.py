@@ -143,7 +143,7 @@ CATALOGUE: dict[str, tuple[Metric, ...]] = {
         _counter("results_duplicate", "Results that had come before (R26)."),
         _counter("results_late", "Results of an attempt or setpoint that is not the newest any more."),
         _histogram("publish_latency_seconds", "From a batch given to GoodWe's cluster to its acknowledgement, once for each command.", PUBLISH_BUCKETS_S),
-        _histogram("result_latency_seconds", "From acknowledged by GoodWe's cluster to the result.", RESULT_BUCKETS_S),
+        _histogram("result_latency_seconds", "From acknowledged by GoodWe's cluster to the result, of setpoints that an event holds.", RESULT_BUCKETS_S),
         _counter("link_batches", "Batches given to GoodWe's cluster.", outcome="acknowledged, unknown"),
         _gauge("link_reachable", "1 if GoodWe's cluster answered last, else 0."),
         _gauge(
