@@ -142,8 +142,16 @@ CATALOGUE: dict[str, tuple[Metric, ...]] = {
         _counter("results_orphan", "Results that belong to no command of ours (R26)."),
         _counter("results_duplicate", "Results that had come before (R26)."),
         _counter("results_late", "Results of an attempt or setpoint that is not the newest any more."),
-        _histogram("publish_latency_seconds", "From a batch given to GoodWe's cluster to its acknowledgement, once for each command.", PUBLISH_BUCKETS_S),
-        _histogram("result_latency_seconds", "From acknowledged by GoodWe's cluster to the result, of setpoints that an event holds.", RESULT_BUCKETS_S),
+        _histogram(
+            "publish_latency_seconds",
+            "From a batch given to GoodWe's cluster to its acknowledgement, once for each command.",
+            PUBLISH_BUCKETS_S,
+        ),
+        _histogram(
+            "result_latency_seconds",
+            "From acknowledged by GoodWe's cluster to the result, of setpoints that an event holds.",
+            RESULT_BUCKETS_S,
+        ),
         _counter("link_batches", "Batches given to GoodWe's cluster.", outcome="acknowledged, unknown"),
         _gauge("link_reachable", "1 if GoodWe's cluster answered last, else 0."),
         _gauge(
@@ -167,7 +175,9 @@ CATALOGUE: dict[str, tuple[Metric, ...]] = {
         _counter("commits", "Commits of inbox offsets.", outcome="committed, failed"),
         _counter("lease_lapses", "Times the lease ran out and publishing stopped (R39)."),
         _gauge("owned_shards", "Shards this worker owns."),
-        _gauge("coordinates", "1 while this worker coordinates: it owns the event inbox and has read the events' rows."),
+        _gauge(
+            "coordinates", "1 while this worker coordinates: it owns the event inbox and has read the events' rows."
+        ),
         _counter("rebalances", "Times the partitions were assigned anew."),
         _histogram("recovery_seconds", "From an assignment to its shards being read up.", LONG_BUCKETS_S),
         _gauge("last_tick_timestamp_seconds", "Unix time of the last sweep over the owned shards.", unit="s"),
