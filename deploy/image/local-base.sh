@@ -1,19 +1,19 @@
 #!/bin/sh
 # A base image without a registry: a minimal Debian with its own Python, by debootstrap and buildah. Needs root.
 #
-#   deploy/image/local-base.sh [NAME [SUITE [MIRROR]]]
+#   deploy/image/local-base.sh [NAME [SUITE [MIRROR]]]    without a mirror: debootstrap's own
 #
 # Then: deploy/image/build.sh with BASE=localhost/NAME.
 set -eu
 name=${1:-vpp-dispatch-base}
 suite=${2:-bookworm}
-mirror=${3:-http://deb.debian.org/debian}
+mirror=${3:-}
 for tool in debootstrap buildah tar; do
     command -v "$tool" > /dev/null || { echo "$tool is not installed (Debian: apt install $tool)." >&2; exit 1; }
 done
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates "$suite" "$folder/root" "$mirror"
+debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates "$suite" "$folder/root" ${mirror:+"$mirror"}
 tar -C "$folder/root" --exclude './var/cache/apt/*' --exclude './var/lib/apt/lists/*' -cf "$folder/root.tar" .
 container=$(buildah from scratch)
 buildah add --quiet "$container" "$folder/root.tar" / > /dev/null
