@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import click
 
@@ -24,8 +23,6 @@ from vpp_dispatch.demo.broker import Broker
 from vpp_dispatch.demo.plan import Plan
 from vpp_dispatch.demo.stack import Stack
 from vpp_dispatch.demo.teller import Teller
-
-T = TypeVar("T")
 
 ROOT: Final = Path(__file__).parents[2]
 PICTURES: Final = ROOT / "docs" / "dashboards"
@@ -57,18 +54,11 @@ def answer(prometheus: Prometheus, expr: str, start: float, end: float, step_s: 
     return [(series.labels, series.samples) for series in prometheus.query_range(expr, start, end, step_s)]
 
 
-class PatientPlan(Plan):
-    """The demo's plan with longer waits: a machine that is scraped, and draws, may be a slow one."""
-
-    async def _until(self, condition: Callable[[], T], timeout_s: float, what: str) -> T:
-        return await super()._until(condition, 3 * timeout_s, what)
-
-
 async def play(prometheus: Prometheus, servers: str, *, inverters: int, seconds: float) -> tuple[float, float]:
     """Plays the demo's plan; from when to when, in epoch seconds."""
     stack = Stack(bootstrap_servers=servers, prefix="", settings=SETTINGS)
     teller = Teller()
-    plan = PatientPlan(stack, teller, inverters=inverters, seconds=seconds)
+    plan = Plan(stack, teller, inverters=inverters, seconds=seconds)
     tasks = [asyncio.create_task(prometheus.follow(stack)), asyncio.create_task(teller.follow(stack))]
     try:
         await plan.start()

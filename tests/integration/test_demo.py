@@ -17,8 +17,8 @@ import pytest
 from tests.conftest import Kafka
 from tests.waiting import eventually
 
-SMALL = ("--inverters", "240", "--seconds", "50")
-WHOLE_S = 170.0
+SMALL = ("--inverters", "240", "--seconds", "70")
+WHOLE_S = 240.0
 STOP_S = 60.0
 
 

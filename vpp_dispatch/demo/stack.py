@@ -449,7 +449,7 @@ class Stack:
         """Dead letters so far."""
         return self.records.get("dispatch.dead-letters.v1", [])
 
-    async def until_devices(self, event_id: str, state: str, at_least: int, timeout_s: float = 30) -> dict[str, Any]:
+    async def until_devices(self, event_id: str, state: str, at_least: int, timeout_s: float = 60) -> dict[str, Any]:
         """Waits until an event's report counts so many devices in a state; the report. A verified one was applied."""
         states = ("applied", "verified") if state == "applied" else (state,)
 
