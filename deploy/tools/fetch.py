@@ -58,9 +58,13 @@ def debian() -> None:
         for folder in ("lists/partial", "archives/partial"):
             (root / folder).mkdir(parents=True)
         # Lists of our own: those of the machine may be missing or old, and only root may renew them.
-        own = ["-o", f"Dir::State::lists={root / 'lists'}", "-o", f"Dir::Cache={root}", "-o", "APT::Sandbox::User="]
-        _run(["apt-get", "-qq", *own, "update"], cwd=root)
-        _run(["apt-get", "-qq", *own, "download", *DEBIAN], cwd=root)
+        ways = ["-o", "APT::Sandbox::User=", "-o", "Acquire::Retries=3"]
+        own = [*ways, "-o", f"Dir::State::lists={root / 'lists'}", "-o", f"Dir::Cache={root}"]
+        try:
+            _run(["apt-get", "-qq", *own, "update"], cwd=root)
+            _run(["apt-get", "-qq", *own, "download", *DEBIAN], cwd=root)
+        except NotFetched:  # some mirrors can be reached by the machine's own lists only
+            _run(["apt-get", "-qq", *ways, "download", *DEBIAN], cwd=root)
         for package, programs in DEBIAN.items():
             (archive,) = root.glob(f"{package}_*.deb")
             _run(["dpkg-deb", "--extract", str(archive), str(root / package)])
