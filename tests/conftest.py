@@ -7,6 +7,7 @@ Each is started once for a whole session, and only when the first test asks for 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import socket
@@ -16,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
 
 from vpp_dispatch.demo.broker import Broker
 from vpp_dispatch.demo.stack import Child
@@ -77,6 +80,26 @@ def _as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
             used.thaw()
         else:
             used.start()
+        asyncio.run(_until_it_leads(used.bootstrap_servers))
+
+
+async def _until_it_leads(servers: str) -> None:
+    """Wait until a broker that was away names itself and a coordinator of groups: before that a client is told that
+    topics are missing, and believes it for minutes."""
+    for tries_left in range(200, -1, -1):
+        admin = AIOKafkaAdminClient(bootstrap_servers=servers, request_timeout_ms=10_000)
+        try:
+            await admin.start()
+            if (await admin.describe_cluster())["brokers"]:
+                await admin.find_coordinator("tests")
+                return
+        except (KafkaError, OSError):
+            if not tries_left:
+                raise
+        finally:
+            await admin.close()
+        await asyncio.sleep(0.2)
+    raise TimeoutError(f"The broker at {servers} does not lead.")
 
 
 @pytest.fixture
