@@ -8,12 +8,13 @@ Each is started once for a whole session, and only when the first test asks for 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import os
 import shutil
 import socket
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -24,6 +25,20 @@ from vpp_dispatch.demo.broker import Broker
 from vpp_dispatch.demo.stack import Child
 
 IMAGE = "apache/kafka:4.3.0"
+
+
+TEARDOWN_S = 150.0
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown() -> Generator[None, None, None]:
+    """End the process if a teardown does not come to its end: once a test has failed, the timeouts of pytest-timeout
+    and of pytest's faulthandler are off, and nothing else would."""
+    faulthandler.dump_traceback_later(TEARDOWN_S, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.hookimpl(trylast=True)

@@ -18,7 +18,7 @@ import random
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -47,6 +47,7 @@ its socket, and would act on them when it thaws."""
 
 CONNECT_S: Final = 15.0
 STOP_S: Final = 5.0
+CANCEL_AGAIN_S: Final = 1.5
 
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
@@ -150,12 +151,13 @@ class Link:
             return
         producing, consuming = self._tasks
         producing.cancel()
+        self._down.set()
         await asyncio.wait({consuming}, timeout=STOP_S)
-        consuming.cancel()
-        await asyncio.gather(producing, consuming, return_exceptions=True)
+        await _end([producing, consuming])
         if self._producer is not None:
             self._tear_down(self._producer)
-        await asyncio.gather(*self._closing)
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=3 * STOP_S)
         self._tasks = []
 
     async def _again(self, part: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -263,8 +265,10 @@ class Link:
 
     async def _keep_connected(self) -> None:
         """Makes a producer whenever there is none."""
-        while True:
+        while not self._stopping.is_set():
             await self._down.wait()
+            if self._stopping.is_set():
+                return
             if self._failures:
                 await self._pause(min(2.0, 0.1 * 2**self._failures))
             producer = _Producer(
@@ -470,11 +474,29 @@ class _Producer(AIOKafkaProducer):
 
     async def aclose(self) -> None:
         """After `abort`: lets its tasks end."""
-        tasks = [task for task in (self._sender.sender_task, *self._sender.produce_tasks) if task is not None]
-        await asyncio.gather(*tasks, return_exceptions=True)
-        with contextlib.suppress(TimeoutError, KafkaError, OSError):
-            async with asyncio.timeout(STOP_S):
-                await self.client.close()
+        await _end(task for task in (self._sender.sender_task, *self._sender.produce_tasks) if task is not None)
+        closing = asyncio.create_task(self.client.close())
+        await asyncio.wait({closing}, timeout=STOP_S)
+        await _end([closing])
+
+
+async def _end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancels tasks until they end, for at most `STOP_S`.
+
+    Once is not always enough: parts of aiokafka take a cancellation for the end of something that they wait for, and
+    then wait for the next thing; a sender waits, when it is cancelled, for requests that nobody cancels.
+    """
+    every = list(tasks)
+    pending = {task for task in every if not task.done()}
+    for _ in range(round(STOP_S / CANCEL_AGAIN_S)):
+        if not pending:
+            break
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
+    for task in every:
+        if task.done() and not task.cancelled():
+            task.exception()  # it was asked to end: how it did is nobody's concern
 
 
 def murmur2(keys: Sequence[bytes]) -> U32:
