@@ -23,8 +23,8 @@ NO_CODE = 255
 NOT_KNOWN, FROM_QUERY, FROM_FAMILY, FROM_REGISTRY = 0, 1, 2, 3
 """Where a `before` came from."""
 
-READ_DEFAULT, READ_BACK = 1, 2
-"""What an outstanding query is for."""
+READ_DEFAULT, READ_BACK, ABANDONED = 1, 2, 3
+"""What an outstanding query is for. Abandoned: for nothing any more, but it is in flight until it is answered (R40)."""
 
 FIRST_QUERY_AFTER_TAKEOVER = 1 << 12
 """Query numbers jump by this at a takeover: an answer to a query that no checkpoint recorded must match nothing."""
@@ -169,6 +169,12 @@ NOTHING_DUE = Due(
     again=np.zeros(0, bool),
     owner=np.zeros(0, np.uint32),
 )
+
+
+def _asks(purpose: U8) -> Flags:
+    """Whether a query is out whose answer counts."""
+    asks: Flags = (purpose == READ_DEFAULT) | (purpose == READ_BACK)
+    return asks
 
 
 def _one_more(tries: U8) -> U8:
@@ -358,7 +364,7 @@ class Setpoints:
         c["code"][rows] = NO_CODE
         c["tries"][rows] = 0
         c["next_at"][rows] = 0
-        c["purpose"][rows] = np.where(c["purpose"][rows] == READ_BACK, 0, c["purpose"][rows])
+        c["purpose"][rows] = np.where(c["purpose"][rows] == READ_BACK, ABANDONED, c["purpose"][rows])
         c["agreed"][rows] = 0
         self.touch(rows)
 
@@ -461,7 +467,7 @@ class Setpoints:
         c["query_next_at"][ok] = 0
         c["checked"][ok] = np.where(self._sampled(ok), c["checked"][ok], c["generation"][ok])
         # A query that was sent before the result may have overtaken the command: only a new one counts (R27).
-        c["purpose"][ok] = np.where(c["purpose"][ok] == READ_BACK, 0, c["purpose"][ok])
+        c["purpose"][ok] = np.where(c["purpose"][ok] == READ_BACK, ABANDONED, c["purpose"][ok])
         offline = self._failed(row[failed], results.code[failed], results.at[failed], now)
 
         # An answer of an older setpoint that arrived after the newer one's: the device may have gone back (R22).
@@ -537,7 +543,11 @@ class Setpoints:
         early = (results.query == c["query"][results.row] + np.uint32(1)) & self.asking[results.row]
         if early.any():
             self.early_queries.append(results.only(early))
-        live = (results.query == c["query"][results.row]) & (c["purpose"][results.row] > 0)
+        live = results.query == c["query"][results.row]
+        unwanted = results.row[live & (c["purpose"][results.row] == ABANDONED)]
+        c["purpose"][unwanted] = 0
+        self.touch(unwanted)
+        live &= c["purpose"][results.row] > 0
         index = np.flatnonzero(live & ~repeats(results.row, live))
         rows, code = results.row[index], results.code[index]
         first, second = results.first[index], results.second[index]
@@ -653,7 +663,7 @@ class Setpoints:
         # An unanswered release is published again first, and read back after the second time (R27); at once where no
         # answer could tell.
         unanswered_twice = again & ((c["tries"] % 2 == 0) | (not self.echoes)) & (c["tries"] > 0)
-        agreed_once = c["armed"] & ~c["held"] & (c["agreed"] == 1) & (c["purpose"] == 0)
+        agreed_once = c["armed"] & ~c["held"] & (c["agreed"] == 1) & ~_asks(c["purpose"])
         reads_instead = ((open_ & ~c["held"] & unanswered_twice) | agreed_once) & (c["query_next_at"] <= now)
         release = open_ & ~c["held"] & ~reads_instead & ~self.unsaved
         settled = c["armed"] & ~c["held"] & (c["acknowledged"] == c["generation"]) & (c["generation"] > 0)
@@ -684,7 +694,7 @@ class Setpoints:
                 owner.append(self.wanted_by[found] if mask is default else c["owner"][found])
             deadline.append(c["end_at"][found] if mask is set_ else np.full(len(found), np.inf))
             # A read-back in place of an unanswered release's next publish is a retry too.
-            re.append(again[found] if not is_query else (c["purpose"] > 0)[found] | reads_instead[found])
+            re.append(again[found] if not is_query else _asks(c["purpose"])[found] | reads_instead[found])
         if not rows:
             return NOTHING_DUE
         return Due(
@@ -731,7 +741,7 @@ class Setpoints:
         same = rows[c["generation"][rows] == generation]
         c["code"][same] = NO_CODE
         c["agreed"][same] = 0
-        c["purpose"][same] = np.where(c["purpose"][same] == READ_BACK, 0, c["purpose"][same])
+        c["purpose"][same] = np.where(c["purpose"][same] == READ_BACK, ABANDONED, c["purpose"][same])
         tries = c["tries"][same]
         held = c["held"][same]
         c["tries"][same] = _one_more(tries)

@@ -281,3 +281,25 @@ def test_r27_a_limit_that_was_sent_again_for_drift_takes_all_its_events_along() 
     assert w.devices[sn][EXPORT] == (1, 9000) != NO_LIMIT
     reasons = [int(m.parts[0].members["reason"][0]) for m in w.book.memberships.values()]
     assert reasons == [Reason.OPTED_OUT] * 2
+
+
+def test_r40_a_read_back_that_nobody_waits_for_any_more_is_in_flight_until_it_is_answered() -> None:
+    w = World(policy=VERIFY)
+    w.fleet(1, default={1: AUTO})
+    w.fate = lambda sent: None if sent.query else ResultCode.SUCCESS  # no query is answered
+    w.event("a", end=60)
+    w.run(1)
+    assert [s.query for s in w.sent] == [False, True] and w.book.in_flight(w.now)[0] == 1
+    asked = w.sent[-1]
+    w.cancel("a")
+    w.reconcile()
+    assert w.book.in_flight(w.now)[0] == 1, "the read-back of what is over"
+    (release,) = w.publish()
+    assert not release.query
+    w.answer([(asked, ResultCode.SUCCESS, AUTO)])
+    assert w.book.in_flight(w.now)[0] == 0 and w.counts("a").release_confirmed == 0, (
+        "it proves nothing about the release"
+    )
+    w.fate = lambda sent: ResultCode.SUCCESS
+    w.run(5)
+    assert w.counts("a").release_confirmed == 1 and w.at_default()
