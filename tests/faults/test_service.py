@@ -158,7 +158,7 @@ async def test_after_a_windows_end_was_missed_the_first_thing_sent_is_releases(s
     await stack.start(inverters=DEVICES, simulator=FLEET)
     worker = stack.start_worker(fault="published:10:SIGKILL", extra=SLOW)
     await until_ready(stack, worker)
-    end = await begin(stack, "killed", seconds=6)
+    end = await begin(stack, "killed", seconds=9)
     await until_dead(stack, worker)
     set_before = {c.sn for c in await commands(stack) if c.kind == "setpoint"}
     assert 0 < len(set_before) < DEVICES, "the death was to be in mid dispatch"
@@ -173,7 +173,7 @@ async def test_after_a_windows_end_was_missed_the_first_thing_sent_is_releases(s
     assert {c.sn for c in found if c.kind == "release"} >= set_before
     assert not [c for c in found if c.kind == "setpoint"]
 
-    end = await begin(stack, "stopped", seconds=8)
+    end = await begin(stack, "stopped", seconds=16)
     await until_applied(stack, "stopped")
     assert await asyncio.to_thread(worker.stop) == 0
     assert time.time() < end, "the stop was to be before the window's end"
@@ -262,7 +262,7 @@ async def test_goodwes_cluster_gone_across_a_windows_end_and_ours_frozen(
     assert [at for at in reported if start < at < end], "no report while GoodWe's cluster was gone"
     assert applied(stack, "during") == 0
 
-    end = await begin(stack, "killed", seconds=8)
+    end = await begin(stack, "killed", seconds=12)
     await until_applied(stack, "killed")
     second_broker.kill()
     gone = time.time()
