@@ -61,9 +61,9 @@ async def play(prometheus: Prometheus, servers: str, *, inverters: int, seconds:
     plan = Plan(stack, teller, inverters=inverters, seconds=seconds)
     tasks = [asyncio.create_task(prometheus.follow(stack)), asyncio.create_task(teller.follow(stack))]
     try:
+        await asyncio.to_thread(prometheus.load, rules())
         await plan.start()
         await stack.until(lambda: len(prometheus.query("up == 1")) == 2, 20, "the workers to be scraped")
-        await asyncio.to_thread(prometheus.load, rules())  # not earlier: a time without workers costs budget
         await stack.tell("/sim/faults", BUSY)
         begin = time.time()
         await stack.send(b"not JSON at all")

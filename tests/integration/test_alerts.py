@@ -48,12 +48,10 @@ async def test_a_dispatch_that_goes_well_raises_nothing_and_what_goes_wrong_is_r
     with Prometheus() as prometheus:
         following = asyncio.create_task(prometheus.follow(stack))
         try:
+            await asyncio.to_thread(prometheus.load, rules())
             await stack.start(inverters=INVERTERS, simulator=["--latency", "0.1", "0.6", "--offline", "0.05"])
             workers = [stack.start_worker(), stack.start_worker()]
             await stack.until_ready(*workers, registered=INVERTERS)
-            # Not earlier: a time without workers costs the objective of releases.
-            await stack.until(lambda: len(prometheus.query("up == 1")) == len(workers), 20, "the workers to be scraped")
-            await asyncio.to_thread(prometheus.load, rules())
             charge = [{"kind": "charge", "each_w": 1500}]
             body = stack.signal("well", end_at=time.time() + 10, targets={"all": True}, controls=charge)
             await stack.send(body)
