@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vpp_dispatch.domain.command import U8, U32
+from vpp_dispatch.domain.command import U8, U32, Commands
 
 DIGEST_BITS = 46
 
@@ -41,6 +41,18 @@ def pack(*, shard: U8, row: U32, actuator: U8, generation: U32, attempt: U8, dig
         | np.array(digests, np.uint64)
     )
     return np.stack([high, low], axis=1).astype(">u8").view(np.uint8).reshape(-1, 16)
+
+
+def ids_of(commands: Commands, digests: Sequence[int]) -> U8:
+    """The ids of commands whose contents have these digests; shape and limits as in `pack`."""
+    return pack(
+        shard=commands.shard,
+        row=commands.row,
+        actuator=commands.actuator,
+        generation=commands.generation,
+        attempt=commands.attempt,
+        digests=digests,
+    )
 
 
 def unpack(ids: U8) -> tuple[U8, U32, U8, U32, U8]:

@@ -135,14 +135,7 @@ class Codec:
             for i, value in zip(rows, values, strict=True):
                 raws[i] = value
                 digests[i] = digest(content % (keys[i], *value))
-        ids = correlation.pack(
-            shard=commands.shard,
-            row=commands.row,
-            actuator=commands.actuator,
-            generation=commands.generation,
-            attempt=commands.attempt,
-            digests=digests,
-        )
+        ids = correlation.ids_of(commands, digests)
         heads_of = {kind: self._templates[kind].head for kind in set(kinds)}
         heads = [
             heads_of[kind] % (text, key, *raw)

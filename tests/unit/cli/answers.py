@@ -1,12 +1,14 @@
-"""What the service answers about one event, as records of its topics."""
+"""What the service answers about one event, as records of its topics, and who reads them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from vpp_dispatch.domain.answer import STATUS
+from vpp_dispatch.settings import Settings
 from vpp_dispatch.topics import Entry
 
 REPORT: dict[str, Any] = json.loads(
@@ -30,3 +32,30 @@ def report(sequence: int, *, final: bool = False, revision: int = 1, **devices: 
     """A report with so many devices in these states."""
     told = {**dict.fromkeys(REPORT["devices"], 0), "targeted": sum(devices.values()), **devices}
     return entry(REPORT | {"sequence": sequence, "final": final, "revision": revision, "devices": told, "reasons": {}})
+
+
+Script = list[list[Entry] | BaseException]
+
+
+class Reader:
+    """Hands out a script: the first batch is what was there before, the others come one by one, then nothing."""
+
+    script: Script
+    asked: list[tuple[str, ...]]
+
+    def __init__(self, settings: Settings, topics: Sequence[str], *, since: float | None = None) -> None:
+        self.asked.append(tuple(topics))
+        self.caught_up = False
+        self._batches: Iterator[list[Entry] | BaseException] = iter(self.script)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None: ...
+
+    async def batch(self, *, wait_s: float = 0.25) -> list[Entry]:
+        self.caught_up = True
+        found = next(self._batches, [])
+        if isinstance(found, BaseException):
+            raise found
+        return found

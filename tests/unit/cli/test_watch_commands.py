@@ -4,43 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.unit.cli.answers import EVENT, SOURCE, report, response
+from tests.unit.cli.answers import EVENT, SOURCE, Reader, Script, report, response
 from vpp_dispatch import topics
 from vpp_dispatch.cli import main, watching
 from vpp_dispatch.settings import Settings
-from vpp_dispatch.topics import Draft, Entry
-
-Script = list[list[Entry] | BaseException]
-
-
-class Reader:
-    """Hands out a script: the first batch is what was there before, the others come one by one, then nothing."""
-
-    script: Script
-    asked: list[tuple[str, ...]]
-
-    def __init__(self, settings: Settings, topics: Sequence[str], *, since: float | None = None) -> None:
-        self.asked.append(tuple(topics))
-        self.caught_up = False
-        self._batches: Iterator[list[Entry] | BaseException] = iter(self.script)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None: ...
-
-    async def batch(self, *, wait_s: float = 0.25) -> list[Entry]:
-        self.caught_up = True
-        found = next(self._batches, [])
-        if isinstance(found, BaseException):
-            raise found
-        return found
+from vpp_dispatch.topics import Draft
 
 
 @pytest.fixture

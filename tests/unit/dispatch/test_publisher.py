@@ -50,14 +50,7 @@ class Link:
     def prepare(self, commands: Commands) -> Ready:
         self._last = commands
         digests = np.arange(len(commands), dtype=np.uint64)
-        ids = correlation.pack(
-            shard=commands.shard,
-            row=commands.row,
-            actuator=commands.actuator,
-            generation=commands.generation,
-            attempt=commands.attempt,
-            digests=digests.tolist(),
-        )
+        ids = correlation.ids_of(commands, digests.tolist())
         return Ready(ids=ids, digests=digests, refused=self.unsayable(commands))
 
     async def publish(self, prepared: Ready, *, now: float, give_up_after_s: float) -> None:

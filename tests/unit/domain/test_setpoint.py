@@ -325,14 +325,7 @@ def hand_out(world: World) -> list[tuple[Commands, np.ndarray, list[Sent]]]:
                 continue
             commands = world.book.commands(actuator, rows, query)
             digests = np.arange(1, len(rows) + 1, dtype=np.uint64)
-            ids = correlation.pack(
-                shard=commands.shard,
-                row=commands.row,
-                actuator=commands.actuator,
-                generation=commands.generation,
-                attempt=commands.attempt,
-                digests=digests.tolist(),
-            )
+            ids = correlation.ids_of(commands, digests.tolist())
             sent = [
                 Sent(
                     at=world.now,

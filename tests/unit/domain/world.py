@@ -239,14 +239,7 @@ class World:
 
     def _send(self, actuator: Actuator, commands: Commands, query: bool) -> list[Sent]:
         digests = digests_of(commands).tolist()
-        ids = correlation.pack(
-            shard=commands.shard,
-            row=commands.row,
-            actuator=commands.actuator,
-            generation=commands.generation,
-            attempt=commands.attempt,
-            digests=digests,
-        )
+        ids = correlation.ids_of(commands, digests)
         self.book.published(commands, np.array(digests, np.uint64), self.now)
         sent = [
             Sent(
