@@ -51,6 +51,7 @@ def policy_of(settings: Settings) -> Policy:
         default_max_age_s=settings.dispatch.default_max_age_s,
         soc_floor_percent=settings.fleet.soc_floor_percent,
         min_interval_s=settings.guard.min_interval_s,
+        dead_band_w=settings.guard.dead_band_w,
         verify_share={"none": 0.0, "sample": settings.dispatch.verify_sample, "all": 1.0}[settings.dispatch.verify],
     )
 

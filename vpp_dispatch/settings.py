@@ -317,6 +317,14 @@ class GuardSettings(Section):
         description="Smallest time between two setpoints of a device's actuator, in seconds, since settings are kept "
         "in flash (R21); releases never wait for it. 0 = off.",
     )
+    dead_band_w: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="A device that was told a value and has acknowledged it keeps it when a value that differs by no "
+        "more than this, in W, is wanted of it, since settings are kept in flash (R21). Limits are kept only where "
+        "they are tighter than wanted; releases and power factors are always sent. 0 = off.",
+    )
 
     @field_validator("canary", "max_fleet_share", "max_w_per_minute")
     @classmethod

@@ -120,6 +120,8 @@ def _power(case: Case, revision: Revision, record: Record, report: dict[str, Any
         if (power[name] is None) != (not watts):
             yield Violation(Rule.REPORT, f"power_w.{name} is {power[name]} with controls {revision.kinds}", where)
             return
+    if power["measured"] is not None and not (watts and report["final"]):
+        yield Violation(Rule.REPORT, f"measured is {power['measured']} before the end, or without watts", where)
     if not watts:
         return
     case.checked["power"] += 1

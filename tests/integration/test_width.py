@@ -198,7 +198,7 @@ async def test_r11_events_for_overlapping_groups_share_devices_by_actuator_and_a
     await stack.tell("/sim/online", {"sn": away, "online": False})
     await _told_offline(stack)
 
-    end = time.time() + 15
+    end = time.time() + 20
     charge = [{"kind": "charge", "each_w": 1000}]
     quality = [
         {"kind": "power_factor", "cos_phi": 0.95, "excitation": "under"},
@@ -226,6 +226,7 @@ async def test_r11_events_for_overlapping_groups_share_devices_by_actuator_and_a
     report = await stack.until_closed("west")
     assert told(report) == {"targeted": 15, "applied": 15} and report["release"]["confirmed"] == 15
     assert _power(report) == {"requested": 15_000, "allocated": 15_000, "acknowledged": 15_000, "shortfall": 0}
+    assert report["power_w"]["measured"] == 15_000, "by telemetry, of all of them"
     assert done(of_kind(stack, "west", "charge")) == sorted(west) == sorted(sn for sn, _ in stack.outcomes("west"))
 
     report = await stack.until_closed("east")

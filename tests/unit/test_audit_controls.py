@@ -152,6 +152,9 @@ def test_power_is_null_where_no_control_has_watts() -> None:
 
     assert found(of_percent(watts=False)) == []
     assert of_percent().rules(LIMITS) == {Rule.REPORT}
+    measured = of_percent(watts=False)
+    measured.edit("reports", event_is("gen"), lambda b: b["power_w"].update(measured=5))
+    assert measured.rules(LIMITS) == {Rule.REPORT}
 
 
 def test_not_in_table_is_no_way_out_for_a_device_that_is_in_it() -> None:

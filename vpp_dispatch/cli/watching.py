@@ -184,6 +184,8 @@ def report_line(report: dict[str, Any]) -> str:
             line += f" ({open_})"
     if power["acknowledged"] is not None and power["requested"]:
         line += f"; {power['acknowledged']:,} of {power['requested']:,} W acknowledged"
+    if power["measured"] is not None:
+        line += f", {power['measured']:,} W measured"
     if missing := report["shards"]["missing"]:
         line += f"; of {len(missing)} shards nothing is known yet"
     return line
@@ -235,7 +237,9 @@ def picture(following: Following) -> Group:
     table.add_section()
     table.add_row("release", f"{release['due']:,}", "", counted((k, release[k]) for k in release if k != "due"))
     if power["requested"] is not None:
-        watts = ", ".join(f"{power[k]:,} {k}" for k in ("allocated", "acknowledged") if power[k] is not None)
+        watts = ", ".join(
+            f"{power[k]:,} {k}" for k in ("allocated", "acknowledged", "measured") if power[k] is not None
+        )
         table.add_row("power, W", f"{power['requested']:,}", "", watts)
     commands = report["commands"]
     table.add_row(

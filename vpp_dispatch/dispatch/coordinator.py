@@ -125,7 +125,8 @@ SWITCHES, STATE = "switches", "state"
 
 _NUMBERS = (
     "release_due", "release_confirmed", "release_refused", "requested_w", "allocated_w", "acknowledged_w", "published",
-    "retried", "duplicate_results", "late_results", "held_at_end", "won_at_end",
+    "retried", "duplicate_results", "late_results", "held_at_end", "won_at_end", "measured_w",
+    "measured", "unmeasured",
 )  # fmt: skip
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -733,7 +734,7 @@ def _told(flat: _ShardCounts) -> Told:
         result_latency=_whole(*flat.result),
         settled=flat.settled,
         closed=flat.closed,
-        **dict(zip(_NUMBERS, flat.numbers, strict=True)),
+        **dict(zip(_NUMBERS, flat.numbers, strict=False)),  # rows of older versions have fewer
     )
     return Told(epoch=flat.epoch, sequence=flat.sequence, counts=counts)
 

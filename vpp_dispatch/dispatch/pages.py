@@ -62,6 +62,7 @@ class _Event(msgspec.Struct, array_like=True):
     strangers: list[str]
     told_strangers: bytes
     ramp_down_s: int = 0
+    measured: tuple[int, int, int] = (0, 0, 0)  # W, devices with a sample and without
 
 
 class _Head(msgspec.Struct, array_like=True):
@@ -300,6 +301,7 @@ def _event_of(m: Membership) -> _Event:
         m.strangers,
         m.told_strangers.tobytes(),
         m.ramp_down_s,
+        (m.measured_w, m.measured, m.unmeasured),
     )
 
 
@@ -312,6 +314,7 @@ def _membership(e: _Event, layout: int) -> Membership:
     m.publish_latency, m.result_latency = np.array(e.latency[0], np.int64), np.array(e.latency[1], np.int64)
     m.publish_max_s, m.result_max_s = e.latency[2], e.latency[3]
     m.ramp_down_s = e.ramp_down_s
+    m.measured_w, m.measured, m.unmeasured = e.measured
     controls = [(control.actuator, control) for control in e.selector.controls]
     m.parts = [
         Part(actuator=actuator, control=control, members=_read(body, "members", layout))

@@ -81,7 +81,9 @@ class Counts:
 
     A device counts once, by its worst state; `states` is indexed by State. `reasons` are keyed `skipped.offline`.
     Power in whole watts in the control's direction, 0 where it has none. `held_at_end` and `won_at_end` count the
-    holds when the window closed and those of them that were the setpoint (R33, code 7).
+    holds when the window closed and those of them that were the setpoint (R33, code 7). `measured_w` is of the
+    `measured` devices, by kind, that were applied when the window closed and of which telemetry took a sample while
+    their setpoint stood; of the `unmeasured` it took none.
     """
 
     states: tuple[int, ...] = (0,) * len(State)
@@ -100,6 +102,9 @@ class Counts:
     result_latency: Latency = field(default_factory=Latency)
     held_at_end: int = 0
     won_at_end: int = 0
+    measured_w: int = 0
+    measured: int = 0
+    unmeasured: int = 0
     settled: bool = False
     closed: bool = False
 

@@ -317,6 +317,7 @@ class Book:
         if membership.release:
             self._release(membership, now)
             return
+        membership.measure(self.roster)
         if now >= membership.end_at:
             for part in membership.parts:
                 self.observe(membership, part, now, last=True)

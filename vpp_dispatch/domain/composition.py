@@ -96,6 +96,7 @@ def _wanted(book: Book, setpoints: Setpoints, holders: Sequence[tuple[Membership
         first = book.roster.in_steps(actuator, np.arange(n), first)
     else:
         second = book.roster.in_steps(actuator, np.arange(n), second)
+    first, second = _within_dead_band(book, setpoints, held, first, second)
     return {
         "held": held,
         "first": first,
@@ -104,6 +105,28 @@ def _wanted(book: Book, setpoints: Setpoints, holders: Sequence[tuple[Membership
         "end_at": end_at,
         "priority": priority,
     }
+
+
+def _within_dead_band(book: Book, setpoints: Setpoints, held: Flags, first: I32, second: I32) -> tuple[I32, I32]:
+    """What is wanted; where the device has acknowledged a value within the dead band of it, that value (R21).
+
+    It is compared with what the device was told, so that small steps add up. Of a limit only a tighter value is kept,
+    so that none is ever exceeded. What drifted is sent again as it was, or its owner would be contradicted twice (R27).
+    """
+    band, actuator, c = book.policy.dead_band_w, setpoints.actuator, setpoints.columns
+    if not band or actuator is Actuator.REACTIVE:  # a power factor has no watts
+        return first, second
+    if actuator is Actuator.ACTIVE:
+        change = (first - c["first"]) * (book.roster.ability["rated_w"][: len(c)] / 1000)
+        alike = np.ones(len(c), bool)
+    else:
+        change = (second - c["second"]).astype(np.float64)
+        alike = first == c["first"]
+    told = (c["generation"] > 0) & ((c["acknowledged"] == c["generation"]) | (c["drifted"] > 0))
+    stands = held & c["held"] & c["armed"] & told
+    least = 0 if actuator in TIGHTEST else -band
+    near = stands & alike & (change >= least) & (change <= band)
+    return np.where(near, c["first"], first), np.where(near, c["second"], second)
 
 
 def _stand_behind(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -60,6 +60,9 @@ MEMBER = np.dtype(
 
 STRANGER = np.dtype([("told_sequence", "<i8")])
 
+SAMPLE = np.dtype([("at", "<f8"), ("watts", "<f8")])
+"""Of telemetry, taken while the setpoint stood; `at` epoch seconds, 0 = none; watts in the control's direction."""
+
 # A device counts once, by its worst state (R34).
 _RANK = np.zeros(len(State), np.uint8)
 for _rank, _state in enumerate(
@@ -78,6 +81,7 @@ for _rank, _state in enumerate(
     _RANK[_state] = _rank
 
 _OPEN = (State.PENDING, State.PUBLISHED, State.ACCEPTED)
+_DONE = (State.APPLIED, State.VERIFIED)
 
 MEASURED = {
     Kind.CHARGE: ("battery_w", 1),
@@ -98,13 +102,14 @@ class Part:
     """One control of the event and its members; `members` has dtype MEMBER, rows ascending.
 
     A release has no controls, and one part per actuator. `waits`: a member was accepted by GoodWe so lately that its
-    answer may still come.
+    answer may still come. `samples`: the newest of each member, dtype SAMPLE, not saved; empty until there is one.
     """
 
     actuator: Actuator
     control: Control | None
     members: np.ndarray
     waits: bool = False
+    samples: np.ndarray = field(default_factory=lambda: np.zeros(0, SAMPLE))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +143,7 @@ class Membership:
         self.superseded = False  # held nothing from some moment to its end because of others (R33, 7)
         self.published = self.retried = self.duplicates = self.late = 0
         self.held_at_end = self.won_at_end = 0
+        self.measured_w = self.measured = self.unmeasured = 0  # at the end of the window
         self.publish_latency = np.zeros(len(LATENCY_BUCKETS_S) + 1, np.int64)
         self.result_latency = np.zeros(len(LATENCY_BUCKETS_S) + 1, np.int64)
         self.publish_max_s = self.result_max_s = 0.0
@@ -255,6 +261,35 @@ class Membership:
         lost = index[~armed & ~done]  # the row that was armed for it was not saved: it is asserted again
         m["phase"][lost], m["live"][lost] = HOLDING, False
 
+    def measure(self, roster: Roster) -> None:
+        """Keeps the newest sample of each device that telemetry took while the setpoint stood (R34)."""
+        if not self.started or self.ended or not roster.facts["at"].any():
+            return
+        for part in self.parts:
+            if part.control is None or not has_watts(part.control):
+                continue
+            m = part.members
+            index = np.flatnonzero(m["live"] & (m["phase"] == HOLDING) & np.isin(m["state"], _DONE))
+            if len(part.samples) != len(m):
+                part.samples = np.zeros(len(m), SAMPLE)
+            column, sign = MEASURED[part.control.kind]
+            facts = roster.facts[m["row"][index]]
+            new = facts["online"] & (facts["at"] >= m["result_at"][index]) & (facts["at"] > part.samples["at"][index])
+            new &= np.isfinite(facts[column])
+            part.samples["at"][index[new]] = facts["at"][new]
+            part.samples["watts"][index[new]] = sign * facts[column][new]
+
+    def _measured(self, part: Part) -> tuple[float, int, int]:
+        """(W, devices behind it, devices without a sample) of the applied and verified members of a part."""
+        if part.control is None or not has_watts(part.control):
+            return 0.0, 0, 0
+        m = part.members
+        done = np.isin(m["state"], _DONE)
+        if len(part.samples) != len(m):
+            return 0.0, 0, int(done.sum())
+        sampled = done & (part.samples["at"] > 0) & (part.samples["at"] >= m["result_at"])
+        return float(part.samples["watts"][sampled].sum()), int(sampled.sum()), int((done & ~sampled).sum())
+
     def late_results(self, actuator: Actuator, results: SetResults, *, known: bool) -> tuple[Flags, Flags]:
         """Results of setpoints that no longer stand: corrects what is known of them (R24).
 
@@ -332,6 +367,8 @@ class Membership:
         `behind`: by part, whose setpoint is still this event's, though the device is unknown just now (R26).
         """
         held = won = 0
+        measured = np.array([self._measured(part) for part in self.parts]).reshape(-1, 3).sum(axis=0)
+        self.measured_w, self.measured, self.unmeasured = np.rint(measured).astype(np.int64).tolist()
         for i, part in enumerate(self.parts if not self.release else ()):
             m = part.members
             holding = m["phase"] == HOLDING
@@ -468,7 +505,7 @@ class Membership:
             asked = np.where(m["asked"] == NO_VALUE, 0, m["asked"]).astype(np.int64)
             holds = m["phase"] == HOLDING
             shown, _ = self.shown(part)
-            done = holds & np.isin(shown, (State.APPLIED, State.VERIFIED))
+            done = holds & np.isin(shown, _DONE)
             column, sign = MEASURED[part.control.kind]
             flows = sign * roster.facts[column][m["row"][holds]]
             yield (
@@ -505,7 +542,7 @@ class Membership:
                 requested += int(asked.sum(dtype=np.int64))
                 requested += sum(own.get(sn, part.control.each_w or 0) for sn in self.strangers)
                 allocated += int(asked[m["held"]].sum(dtype=np.int64))
-                acknowledged += int(m["second"][np.isin(shown, (State.APPLIED, State.VERIFIED))].sum(dtype=np.int64))
+                acknowledged += int(m["second"][np.isin(shown, _DONE)].sum(dtype=np.int64))
             due += int((m["release"] != NO_RELEASE).sum())
             confirmed += int((m["release"] == RELEASE_CONFIRMED).sum())
             refused += int((m["release"] == RELEASE_REFUSED).sum())
@@ -529,6 +566,9 @@ class Membership:
             result_latency=Latency(counts=tuple(self.result_latency.tolist()), max_s=self.result_max_s),
             held_at_end=self.held_at_end,
             won_at_end=self.won_at_end,
+            measured_w=self.measured_w,
+            measured=self.measured,
+            unmeasured=self.unmeasured,
             settled=self.settled(),
             closed=bool(self.closed_at) and not self.tellings(),
         )

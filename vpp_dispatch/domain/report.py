@@ -21,7 +21,8 @@ from vpp_dispatch.domain.answer import (
 
 _SUMMED = (
     "release_due", "release_confirmed", "release_refused", "requested_w", "allocated_w", "acknowledged_w", "published",
-    "retried", "duplicate_results", "late_results", "held_at_end", "won_at_end",
+    "retried", "duplicate_results", "late_results", "held_at_end", "won_at_end", "measured_w",
+    "measured", "unmeasured",
 )  # fmt: skip
 
 
@@ -100,6 +101,7 @@ def report(
     total = fold(counts.values())
     final = state == "closed"
     reported = {shard for shard in expected if shard in counts and (counts[shard].closed or not final)}
+    whole = final and len(reported) == len(expected)  # measured of some devices only, it would look like a shortfall
     return Report(
         event_id=event_id,
         source=source,
@@ -119,6 +121,7 @@ def report(
             requested=total.requested_w,
             allocated=total.allocated_w,
             acknowledged=total.acknowledged_w,
+            measured=max(0, total.measured_w) if whole and total.measured and not total.unmeasured else None,
             shortfall=max(0, total.requested_w - total.allocated_w),
         )
         if watts

@@ -49,7 +49,8 @@ class Policy:
 
     `telemetry`: require, prefer or ignore (R18); `defaults`: which of registry, query, family count (R37);
     `verify_share`: what part of the applied setpoints is read back, 0..1 (R27); `min_interval_s`: between two setpoints
-    of an actuator, since settings are flash (R21); releases never wait for it.
+    of an actuator, and `dead_band_w`: changes up to which none is sent, since settings are flash (R21); releases are
+    bound by neither.
     """
 
     result_timeout_s: float = 300.0
@@ -63,6 +64,7 @@ class Policy:
     soc_floor_percent: float = 25.0
     verify_share: float = 0.0
     min_interval_s: float = 0.0
+    dead_band_w: int = 0
 
 
 ROSTER = np.dtype(

@@ -89,6 +89,9 @@ def test_lines_say_what_stands_in_the_messages() -> None:
     line = report_line(REPORT)
     for words in ("active, 1,000 targeted", "30 skipped (22 offline, 6 consent missing", "395 applied", "2,000,000 W"):
         assert words in line
+    assert "measured" not in line
+    power = REPORT["power_w"] | {"measured": 1_950_000}
+    assert "2,000,000 W acknowledged, 1,950,000 W measured" in report_line(REPORT | {"power_w": power})
     refused = heard(response(253, reasons=("unknown_field",))).responses[0]
     assert response_line(refused) == (
         "16:00:00  response to r1: 253 invalid (unknown_field): correct the signal by the reasons, and send it with a "

@@ -127,7 +127,12 @@ class Chaos:
         self.owners = drawn[1] if owners is None else owners
         self.catalogue = Catalogue() if self.echoes else NoEcho()
         interval_s = (0.0, 0.0, 2.0)[seed % 3]
-        self.policy = replace(POLICY, verify_share=draw.choice([0.0, 0.0, 0.5, 1.0]), min_interval_s=interval_s)
+        self.policy = replace(
+            POLICY,
+            verify_share=draw.choice([0.0, 0.0, 0.5, 1.0]),
+            min_interval_s=interval_s,
+            dead_band_w=(0, 0, 0, 1000)[seed % 4],
+        )
         self.now = 1000.0
         self.steps = 0
         self.quiet = False
@@ -440,14 +445,7 @@ class Chaos:
         ready = []
         for commands in batches:
             digests = digests_of(commands)
-            ids = correlation.pack(
-                shard=commands.shard,
-                row=commands.row,
-                actuator=commands.actuator,
-                generation=commands.generation,
-                attempt=commands.attempt,
-                digests=digests.tolist(),
-            )
+            ids = correlation.ids_of(commands, digests.tolist())
             these = [
                 Command(
                     sn=commands.sn[i],

@@ -232,12 +232,22 @@ class Oracle:
                 asked = asks(window.control, record) if targeted(window.targets, record) else None
                 if asked is None:
                     continue
-                if asked == pair:
+                if self._stands_for(actuator, pair, asked):
                     return True
                 tighter = actuator in LIMITS and limit_of(actuator, pair) < limit_of(actuator, asked)
-                if tighter and (actuator, pair) in device.defaults:
+                defaults = [default for of, default in device.defaults if of is actuator]
+                if tighter and any(self._stands_for(actuator, pair, default) for default in defaults):
                     return True
         return False
+
+    def _stands_for(self, actuator: Actuator, pair: Pair, wanted: Pair) -> bool:
+        """Whether a device may have a pair where another is wanted: the same, or within the dead band (R21)."""
+        if pair == wanted or actuator is Actuator.REACTIVE:
+            return pair == wanted
+        if actuator is Actuator.ACTIVE:
+            return 0 <= 10 * (wanted[0] - pair[0]) <= self.run.policy.dead_band_w  # per mille of 10 kW
+        least = 0 if actuator in LIMITS else -self.run.policy.dead_band_w
+        return pair[0] == wanted[0] and least <= wanted[1] - pair[1] <= self.run.policy.dead_band_w
 
     def _armed(self, actuator: Actuator, row: int) -> bool:
         page = [str(row // PAGE).encode(), actuator.name.lower().encode()]
@@ -351,7 +361,8 @@ class Oracle:
                 tightest = min(holds[row], key=lambda hold: limit_of(actuator, hold[1]))[1]
                 pair = min(tightest, default, key=lambda p: limit_of(actuator, p))
             mine = int(columns["first"][row]), int(columns["second"][row])
-            assert mine == pair, f"R12: {actuator.name} of row {row} is {mine}, not {pair}: {holds[row]}, {default}"
+            right = self._stands_for(actuator, mine, pair)
+            assert right, f"R12: {actuator.name} of row {row} is {mine}, not {pair}: {holds[row]}, {default}"
 
     def _confirmed(self) -> None:
         """Without echoed ids a debt is paid only by two agreeing queries after the timeout, or by the owner (R26)."""

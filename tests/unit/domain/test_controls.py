@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from vpp_dispatch.domain.account import Reason, State
-from vpp_dispatch.domain.command import NO_VALUE
+from vpp_dispatch.domain.command import NO_VALUE, ResultCode
 from vpp_dispatch.domain.roster import cos_phi_of, power_factor
 from vpp_dispatch.domain.signal import Actuator, Control, Form, Kind, Targets
 
-from .world import AUTO, FULL, NO_LIMIT, UNITY, World
+from .world import AUTO, FULL, NO_LIMIT, UNITY, Sent, World
 
 EMS, EXPORT, ACTIVE, REACTIVE = Actuator.EMS, Actuator.EXPORT, Actuator.ACTIVE, Actuator.REACTIVE
 
@@ -219,3 +221,89 @@ def test_r24_a_setpoint_that_changes_while_the_event_runs_has_a_new_row() -> Non
     assert second.part is not None and second.part.members["second"][second.index].tolist() == [9000]
     membership.tell(second, 2)
     assert membership.tellings() == []
+
+
+class TestR21DeadBand:
+    """A change that is too small for a write to flash; what an event is told stays the truth."""
+
+    def world(self) -> tuple[World, str]:
+        w = World(policy=replace(World().policy, dead_band_w=100))
+        return w, w.fleet(1)[0]
+
+    def test_r21_small_steps_are_not_sent_and_add_up(self) -> None:
+        w, sn = self.world()
+        w.event("a", controls=(charge(1000),), end=100)
+        w.run(5)
+        for n, watts in enumerate((1060, 1100, 900, 1101, 1100)):
+            w.event(f"step{n}", controls=(charge(watts),), priority=99 - n, end=100)
+            w.run(5)
+        assert [c.pair[1] for c in w.sets(sn)] == [1000, 1101], "1101 is more than 100 from what the device was told"
+
+    def test_r21_who_takes_over_is_applied_with_what_the_device_was_told(self) -> None:
+        w, sn = self.world()
+        w.event("a", controls=(charge(1000),), end=10)
+        w.event("b", controls=(charge(1050),), priority=1, start=5, end=20)
+        w.run(12)
+        counts = w.counts("b")
+        assert counts.states[State.APPLIED] == 1
+        assert (counts.requested_w, counts.allocated_w, counts.acknowledged_w) == (1050, 1050, 1000)
+        w.run(12)
+        assert [c.pair for c in w.sets(sn)] == [(11, 1000), AUTO], "the default is restored exactly"
+
+    def test_r21_a_limit_is_kept_only_where_it_is_tighter(self) -> None:
+        w, sn = self.world()
+        for name, (controls, end) in {
+            "a": ((export(4000), percent(60)), 30),
+            "b": ((export(3950), percent(59.5)), 20),
+            "c": ((export(3900), percent(59)), 10),
+        }.items():
+            w.event(name, controls=controls, end=end)
+        w.run(5)
+        assert (w.devices[sn][EXPORT], w.devices[sn][ACTIVE]) == ((1, 3900), (590, 0))
+        w.run(20)  # b has ended, and c before it: 100 W looser by now
+        assert (w.devices[sn][EXPORT], w.devices[sn][ACTIVE]) == ((1, 3900), (590, 0))
+        w.event("d", controls=(export(3899), percent(58.9)), end=100)
+        w.run(3)
+        assert (w.devices[sn][EXPORT], w.devices[sn][ACTIVE]) == ((1, 3899), (589, 0)), "no limit is exceeded"
+
+    def test_r21_another_mode_or_power_factor_is_no_small_step(self) -> None:
+        w, sn = self.world()
+        w.event("a", controls=(charge(50), cos_phi(0.95, "over")), end=100)
+        w.run(5)
+        other = Control(kind=Kind.DISCHARGE, form=Form.EACH_W, each_w=50)
+        w.event("b", controls=(other, cos_phi(0.96, "over")), priority=1, end=100)
+        w.run(5)
+        assert (w.devices[sn][EMS], w.devices[sn][REACTIVE]) == ((12, 50), (96, 0))
+
+    def test_r21_what_no_device_has_acknowledged_is_sent_as_it_is_wanted(self) -> None:
+        w, sn = self.world()
+        w.fate = lambda sent: ResultCode.SUCCESS if sent.query else ResultCode.OFFLINE
+        w.event("a", controls=(charge(1000),), end=100)
+        w.run(5)
+        assert w.devices[sn][EMS] == AUTO
+        w.fate = lambda sent: ResultCode.SUCCESS
+        w.online(sn, True)
+        w.event("b", controls=(charge(1050),), priority=1, end=100)
+        w.run(5)
+        assert w.devices[sn][EMS] == (11, 1050)
+
+    def test_r27_what_drifted_is_sent_once_more_and_not_as_something_new(self) -> None:
+        w = World(policy=replace(World().policy, dead_band_w=100, verify_share=1.0))
+        (sn,) = w.fleet(1)
+        w.event("a", controls=(charge(1000),), end=100)
+        w.run(5)
+        w.event("b", controls=(charge(1050),), priority=1, end=100)
+        w.run(5)
+        told = len(w.sets(sn))
+        own = (8, 0)
+
+        def insists(sent: Sent) -> ResultCode:
+            if sent.query:
+                w.devices[sent.sn][EMS] = own
+            return ResultCode.SUCCESS
+
+        w.fate = insists
+        w.release("again", Targets(devices=(sn,)), source="other")  # what is wanted is asserted, and read back
+        w.run(20)
+        assert w.devices[sn][EMS] == own
+        assert len(w.sets(sn)) - told == 2, "asserted, sent again once, then left alone"

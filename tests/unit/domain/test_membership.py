@@ -11,7 +11,7 @@ from vpp_dispatch.domain.command import ResultCode, Results
 from vpp_dispatch.domain.device import Battery, Operation, Record
 from vpp_dispatch.domain.inputs import Consent, RegistryChange, Telemetry
 from vpp_dispatch.domain.roster import Policy
-from vpp_dispatch.domain.signal import Actuator, Kind, Targets
+from vpp_dispatch.domain.signal import Actuator, Control, Form, Kind, Targets
 
 from .world import AUTO, SHARD, Sent, World
 
@@ -333,3 +333,73 @@ def test_power_of_running_events_is_asked_allocated_acknowledged_and_measured_in
     assert power[Kind.DISCHARGE].tolist() == [6000, 4000, 4000, 2000]
     w.run(40)
     assert w.book.power() == {}
+
+
+class TestMeasured:
+    """What the account says was measured: of each device the newest sample while its setpoint stood (R34)."""
+
+    def world(self) -> tuple[World, list[str]]:
+        w = World(policy=policy())
+        sns = w.fleet(2, default={1: AUTO})
+        w.event("a", Kind.DISCHARGE, 2000, start=5, end=30)
+        return w, sns
+
+    def told(self, w: World, name: str = "a") -> tuple[int, int, int]:
+        counts = w.counts(name)
+        return counts.measured_w, counts.measured, counts.unmeasured
+
+    def test_r34_the_newest_sample_inside_the_window_counts_and_no_other(self) -> None:
+        w, sns = self.world()
+        for watts in (-100.0, -1700.0, -1800.0):  # before the start; then twice in the window
+            for sn in sns:
+                observe(w, sn, battery_power_w=watts)
+            w.run(8)
+        assert self.told(w) == (0, 0, 0), "it is told when the window has closed"
+        w.run(8)
+        for sn in sns:
+            observe(w, sn, battery_power_w=500.0)  # after it
+        w.run(10)
+        assert self.told(w) == (3600, 2, 0)
+
+    def test_r34_a_device_without_a_sample_is_told(self) -> None:
+        w, sns = self.world()
+        observe(w, sns[1], battery_power_w=-1900.0)  # before the start
+        w.run(8)
+        observe(w, sns[0], battery_power_w=-1800.0)
+        observe(w, sns[1], online=False, battery_power_w=0.0)
+        w.run(40)
+        assert self.told(w) == (1800, 1, 1)
+
+    def test_r34_a_sample_of_an_older_setpoint_does_not_count(self) -> None:
+        w, sns = self.world()
+        w.run(8)
+        for sn in sns:
+            observe(w, sn, battery_power_w=-1800.0)
+        w.event("b", Kind.CHARGE, 900, priority=1, end=5)  # and then the first is set anew
+        w.run(3)
+        for sn in sns:
+            observe(w, sn, battery_power_w=900.0)
+        w.run(40)
+        assert self.told(w) == (0, 0, 2)
+        assert self.told(w, "b") == (1800, 2, 0)
+
+    def test_r34_who_was_refused_is_not_waited_for_and_power_factors_are_not_measured(self) -> None:
+        w, sns = self.world()
+        w.fate = lambda sent: ResultCode.UNSUPPORTED if sent.sn == sns[1] else ResultCode.SUCCESS
+        w.event("c", controls=(Control(kind=Kind.POWER_FACTOR, form=Form.COS_PHI, cos_phi=0.9, excitation="over"),))
+        w.run(8)
+        for sn in sns:
+            observe(w, sn, battery_power_w=-1800.0)
+        w.run(80)
+        assert self.told(w) == (1800, 1, 0)
+        assert self.told(w, "c") == (0, 0, 0)
+
+    def test_r34_it_outlives_the_worker(self) -> None:
+        w, sns = self.world()
+        w.run(8)
+        for sn in sns:
+            observe(w, sn, battery_power_w=-1800.0)
+        w.run(24)
+        w.crash()
+        w.run(1)
+        assert self.told(w) == (3600, 2, 0)

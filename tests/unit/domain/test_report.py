@@ -66,6 +66,29 @@ def test_r34_states_reasons_and_power_are_the_sums_over_the_shards() -> None:
     assert (told.commands.published, told.commands.retried, told.commands.late_results) == (9, 1, 2)
 
 
+@pytest.mark.parametrize(
+    ("state", "second", "measured"),
+    [
+        ("closed", {"measured_w": 2900, "measured": 3}, 7800),
+        ("closed", {"measured_w": -5000, "measured": 3}, 0),  # the other way round than asked, all together
+        ("closed", {"measured_w": 1900, "measured": 2, "unmeasured": 1}, None),
+        ("closed", {}, 4900),  # nobody was applied there
+        ("ending", {"measured_w": 2900, "measured": 3}, None),
+    ],
+)
+def test_r34_measured_is_whole_or_null(state: EventState, second: dict[str, int], measured: int | None) -> None:
+    parts = {
+        1: counts(applied=5, closed=True, measured_w=4900, measured=5),
+        2: counts(closed=True, **second),
+    }
+    assert made(parts, expected=(1, 2), state=state).power_w.measured == measured
+
+
+def test_r34_what_a_missing_shard_measured_is_missing() -> None:
+    told = made({1: counts(applied=5, measured_w=4900, measured=5, closed=True)}, expected=(1, 2), state="closed")
+    assert told.power_w.measured is None
+
+
 def test_r34_release_pending_is_what_is_neither_confirmed_nor_refused() -> None:
     told = made({1: counts(release_due=5, release_confirmed=3, release_refused=1), 2: counts(release_due=2)})
     assert (told.release.due, told.release.confirmed, told.release.pending, told.release.refused) == (7, 3, 3, 1)
