@@ -5,17 +5,7 @@ responses, then messages to the shards; a report only after the row that reserve
 after the final report. Everything may be done again after a crash: responses by their bytes in the row, shard messages
 by their content, reports under a new sequence.
 
-Rows of an event, all in partition 0, key `0|source/event_id|KIND|epoch`:
-
-    life            where it stands, and the answers to the revisions that count
-    counts          newest counts per shard
-    signal-REV      the accepted signal; written once, dropped at the close
-    answer-REV      the answer to a revision that was refused or replaced
-
-and one row `0|switches|state|epoch`: how the switches stand (R36).
-
-The epoch is in the key, so that a late row of a frozen worker never replaces a newer one. Recovery takes the highest;
-older rows are dropped once a newer one is delivered.
+The rows are in `event_rows`.
 """
 
 from __future__ import annotations
@@ -27,9 +17,9 @@ from typing import Any, Protocol
 
 import msgspec
 
-from vpp_dispatch.dispatch import inbox
+from vpp_dispatch.dispatch import event_rows, inbox
+from vpp_dispatch.dispatch.event_rows import ANSWER, COUNTS, LIFE, SIGNAL, STATE, SWITCHES
 from vpp_dispatch.dispatch.inbox import EventInput, ProgressReport, SignalReceived, SignalRefused, SwitchTurned
-from vpp_dispatch.domain.account import LATENCY_BUCKETS_S, Counts, Latency
 from vpp_dispatch.domain.answer import Refusal, Response
 from vpp_dispatch.domain.device import SHARDS
 from vpp_dispatch.domain.event import (
@@ -38,8 +28,6 @@ from vpp_dispatch.domain.event import (
     Answer,
     Event,
     Reply,
-    Run,
-    Told,
     Verdict,
     objections,
     selectors,
@@ -64,9 +52,6 @@ EXPIRE_EVERY_S = 60.0
 
 DROPS_PER_TICK = 500
 
-LIFE, COUNTS, SIGNAL, ANSWER = "life", "counts", "signal-", "answer-"
-"""Kinds of rows; the last two end with the revision."""
-
 
 class Outlet(Protocol):
     """Our Kafka as the shell gives it; both raise ExternalFault unless everything was acknowledged."""
@@ -82,60 +67,8 @@ class Rows(Protocol):
     def drop(self, key: bytes) -> Awaitable[Any]: ...
 
 
-class _Life(msgspec.Struct, kw_only=True):
-    source: str
-    event_id: str
-    answers: list[Answer]
-    run: Run | None
-    cancellation: int
-    reserved: int
-    report_due: bool
-    keep_until: float
-
-
-class _AnswerRow(msgspec.Struct, kw_only=True):
-    source: str
-    event_id: str
-    answer: Answer
-    keep_until: float
-
-
-class _ShardCounts(msgspec.Struct, array_like=True):
-    """Counts of one shard; latency buckets without the empty ones at the end."""
-
-    shard: int
-    epoch: int
-    sequence: int
-    states: tuple[int, ...]
-    reasons: dict[str, int]
-    numbers: tuple[int, ...]  # in the order of _NUMBERS
-    publish: tuple[list[int], float]
-    result: tuple[list[int], float]
-    settled: bool
-    closed: bool
-
-
-class _CountsRow(msgspec.Struct, kw_only=True):
-    revision: int
-    shards: list[_ShardCounts]
-
-
-SWITCHES, STATE = "switches", "state"
-"""Name and kind of the switches' row; an event's name has a slash."""
-
-_NUMBERS = (
-    "release_due", "release_confirmed", "release_refused", "requested_w", "allocated_w", "acknowledged_w", "published",
-    "retried", "duplicate_results", "late_results", "held_at_end", "won_at_end", "measured_w",
-    "measured", "unmeasured",
-)  # fmt: skip
-
 _pack = msgspec.msgpack.Encoder().encode
-_life = msgspec.msgpack.Decoder(_Life).decode
-_answer = msgspec.msgpack.Decoder(_AnswerRow).decode
-_counts = msgspec.msgpack.Decoder(_CountsRow).decode
-_signal = msgspec.msgpack.Decoder(Signal).decode
 _message = msgspec.msgpack.Decoder(Message).decode
-_switches = msgspec.msgpack.Decoder(Switches).decode
 
 
 class Coordinator:
@@ -190,7 +123,7 @@ class Coordinator:
         self.forget()
         found: dict[str, dict[str, dict[int, bytes]]] = {}
         for key in rows:
-            name, kind, row_epoch = _split(key)
+            name, kind, row_epoch = event_rows.split(key)
             found.setdefault(name, {}).setdefault(kind, {})[row_epoch] = key
             epoch = max(epoch, row_epoch + 1)
         self._epoch = epoch
@@ -199,12 +132,12 @@ class Coordinator:
             best = {kind: rows[key] for kind, key in newest.items()}
             self._keys[name] = newest
             if name == SWITCHES:
-                self._switches, self._switches_sent = _switches(best[STATE]), False
+                self._switches, self._switches_sent = event_rows.load_switches(best[STATE]), False
                 self._drops.update(dict.fromkeys(key for by_epoch in kinds.values() for key in by_epoch.values()))
                 del self._drops[newest[STATE]]
                 continue
             try:
-                event = self._load(name, best)
+                event, unsent = event_rows.load_event(best)
             except (msgspec.MsgspecError, ValueError) as fault:
                 # Kept as it is: a version that can read it may come back.
                 self._log.error("event.unreadable", name=name, detail=f"its rows cannot be read: {fault!r}")
@@ -216,46 +149,13 @@ class Coordinator:
                 self._drop_all(name)
             else:
                 self._events[name] = event
+                if unsent is not None:
+                    self._signals[name] = unsent
                 self._signal_at = max(self._signal_at, event.run.accepted_at if event.run else 0.0)
                 if event.busy:
                     self._open[name] = event
         self._expire_at = now + EXPIRE_EVERY_S
         self._log.info("events.recovered", events=len(self._events), open=len(self._open), epoch=epoch)
-
-    def _load(self, name: str, rows: Mapping[str, bytes]) -> Event | None:
-        event: Event | None = None
-        for kind, value in rows.items():
-            if kind.startswith(ANSWER):
-                row = _answer(value)
-                event = event or Event(source=row.source, event_id=row.event_id)
-                event.answers[row.answer.revision] = row.answer
-                event.keep_until = max(event.keep_until, row.keep_until)
-                for reply in row.answer.replies:
-                    reply.told = True  # if not, its signal is read again
-        if LIFE in rows:
-            life = _life(rows[LIFE])
-            event = event or Event(source=life.source, event_id=life.event_id)
-            event.answers.update({answer.revision: answer for answer in life.answers})
-            event.run, event.cancellation = life.run, life.cancellation
-            event.sequence = event.reserved = life.reserved
-            event.report_due = life.report_due
-            event.keep_until = max(event.keep_until, life.keep_until)
-            for answer in sorted(life.answers, key=lambda answer: answer.revision):
-                event.untold.extend((answer, reply) for reply in answer.replies if not reply.told)
-        if event is None or event.run is None:
-            return event
-        run = event.run
-        if COUNTS in rows:
-            counts = _counts(rows[COUNTS])
-            if counts.revision == run.revision:
-                event.told = {shard.shard: _told(shard) for shard in counts.shards}
-        if run.state != "closed":
-            event.dirty = True  # under this epoch, so that no late row of an older one can take its place
-            event.report_due = event.report_due or bool(event.told)  # the last report may be lost
-            signal = rows.get(f"{SIGNAL}{run.revision}")
-            if signal is not None and not run.sent:
-                self._signals[name] = _signal(signal)
-        return event
 
     # ------------------------------------------------------------------ the inbox
 
@@ -354,7 +254,7 @@ class Coordinator:
         on = {"releases_only": self._switches.releases_only, "drain": self._switches.drain, message.switch: message.on}
         self._switches, self._switches_sent = Switches(number=number, **on), False
         self._log.warning("switch.turned", number=number, **told)
-        await self._put(SWITCHES, STATE, _pack(self._switches))
+        await self._put(SWITCHES, STATE, event_rows.switches_row(self._switches))
         await self._tell_switches()
 
     async def _tell_switches(self) -> None:
@@ -641,34 +541,17 @@ class Coordinator:
         run = event.run
         signal = self._signals.get(event.key)
         if run is not None and signal is not None and f"{SIGNAL}{run.revision}" not in self._keys.get(event.key, {}):
-            await self._put(event.key, f"{SIGNAL}{run.revision}", _pack(signal))
+            await self._put(event.key, f"{SIGNAL}{run.revision}", event_rows.signal_row(signal))
         for revision in sorted(event.dirty_answers):
-            row = _AnswerRow(
-                source=event.source,
-                event_id=event.event_id,
-                answer=event.answers[revision],
-                keep_until=event.keep_until,
-            )
-            await self._put(event.key, f"{ANSWER}{revision}", _pack(row))
+            await self._put(event.key, f"{ANSWER}{revision}", event_rows.answer_row(event, revision))
             event.dirty_answers.discard(revision)
         if event.dirty_counts and run is not None:
-            counts = _CountsRow(revision=run.revision, shards=[_flat(s, told) for s, told in event.told.items()])
-            await self._put(event.key, COUNTS, _pack(counts))
+            await self._put(event.key, COUNTS, event_rows.counts_row(event, run))
             event.dirty_counts = False
         if event.dirty:
             if run is not None and event.sequence >= event.reserved:
                 event.reserved = event.sequence + SEQUENCES
-            life = _Life(
-                source=event.source,
-                event_id=event.event_id,
-                answers=[event.answers[revision] for revision in sorted(event.live)],
-                run=run,
-                cancellation=event.cancellation,
-                reserved=event.reserved,
-                report_due=event.report_due,
-                keep_until=event.keep_until,
-            )
-            await self._put(event.key, LIFE, _pack(life))
+            await self._put(event.key, LIFE, event_rows.life_row(event))
             event.dirty = event.lazy = False
             self._drop_signals(event)
 
@@ -681,7 +564,7 @@ class Coordinator:
             self._drops[kinds.pop(kind)] = None
 
     async def _put(self, name: str, kind: str, value: bytes) -> None:
-        key = f"0|{name}|{kind}|{self._epoch}".encode()
+        key = event_rows.key_of(name, kind, self._epoch)
         self._drops.pop(key, None)  # the event came back after it had expired
         await self._acknowledged(self._rows.put(key, value))
         older = self._keys.setdefault(name, {}).get(kind, key)
@@ -702,50 +585,3 @@ class Coordinator:
 def _origin(message: SignalReceived | SignalRefused) -> str:
     origin = message.origin
     return f"{origin.topic}/{origin.partition}/{origin.offset}"
-
-
-def _split(key: bytes) -> tuple[str, str, int]:
-    """(event, kind, epoch) of a row's key; an event's name may hold anything, so the key is read from its end."""
-    name, kind, epoch = key.decode().split("|", 1)[1].rsplit("|", 2)
-    return name, kind, int(epoch)
-
-
-def _flat(shard: int, told: Told) -> _ShardCounts:
-    counts = told.counts
-    return _ShardCounts(
-        shard,
-        told.epoch,
-        told.sequence,
-        counts.states,
-        counts.reasons,
-        tuple(getattr(counts, name) for name in _NUMBERS),
-        _trimmed(counts.publish_latency),
-        _trimmed(counts.result_latency),
-        counts.settled,
-        counts.closed,
-    )
-
-
-def _told(flat: _ShardCounts) -> Told:
-    counts = Counts(
-        states=flat.states,
-        reasons=flat.reasons,
-        publish_latency=_whole(*flat.publish),
-        result_latency=_whole(*flat.result),
-        settled=flat.settled,
-        closed=flat.closed,
-        **dict(zip(_NUMBERS, flat.numbers, strict=False)),  # rows of older versions have fewer
-    )
-    return Told(epoch=flat.epoch, sequence=flat.sequence, counts=counts)
-
-
-def _trimmed(latency: Latency) -> tuple[list[int], float]:
-    counts = list(latency.counts)
-    while counts and not counts[-1]:
-        counts.pop()
-    return counts, latency.max_s
-
-
-def _whole(counts: list[int], max_s: float) -> Latency:
-    missing = len(LATENCY_BUCKETS_S) + 1 - len(counts)
-    return Latency(counts=(*counts, *(0,) * missing), max_s=max_s)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from vpp_dispatch.domain.account import Counts, Reason, State
 from vpp_dispatch.domain.command import NO_VALUE, U8, Commands, Flags, ResultCode, Results
 from vpp_dispatch.domain.composition import TIGHTEST, compose
+from vpp_dispatch.domain.due import Due, find_due, in_flight
 from vpp_dispatch.domain.inputs import (
     Cancel,
     Close,
@@ -39,7 +40,7 @@ from vpp_dispatch.domain.membership import (
     Part,
 )
 from vpp_dispatch.domain.roster import LISTED, Catalogue, Policy, Roster, Rows
-from vpp_dispatch.domain.setpoint import Due, Setpoints, by_owner
+from vpp_dispatch.domain.setpoint import Setpoints, by_owner
 from vpp_dispatch.domain.signal import QUERY_BIT, Actuator, Kind
 
 Digests = Callable[[Commands], NDArray[np.uint64]]
@@ -492,7 +493,7 @@ class Book:
         for actuator, setpoints in self.setpoints.items():
             reading = allowed & reachable & self.roster.ability["supports"][:, actuator]
             blocked = None if self.catalogue.echoes else self._blocked(actuator, now, found)
-            due = setpoints.due(now=now, allowed=allowed, reading=reading, blocked=blocked)
+            due = find_due(setpoints, now=now, allowed=allowed, reading=reading, blocked=blocked)
             if len(due.row):
                 found.append((actuator, due))
         self._found, self._found_until = found, now + COUNTED_FOR_S
@@ -603,7 +604,7 @@ class Book:
         Counted anew when something was folded or published, or timed out.
         """
         if now >= self._counted_until:
-            counted = [setpoints.in_flight(now) for setpoints in self.setpoints.values()]
+            counted = [in_flight(setpoints, now) for setpoints in self.setpoints.values()]
             self._in_flight = sum(n for n, _ in counted), max(weakest for _, weakest in counted)
             self._counted_until = now + COUNTED_FOR_S
         return self._in_flight

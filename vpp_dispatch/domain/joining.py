@@ -18,6 +18,7 @@ from vpp_dispatch.domain.membership import (
     RELEASE_CONFIRMED,
     RELEASE_REFUSED,
 )
+from vpp_dispatch.domain.results import apply_queries, apply_sets
 from vpp_dispatch.domain.roster import PAGE, Rows
 from vpp_dispatch.domain.setpoint import QueryResults, Setpoints, SetResults, by_owner
 from vpp_dispatch.domain.signal import QUERY_BIT, Actuator
@@ -146,7 +147,7 @@ def fold_slot_results(book: Book, offset: int, results: SlotResults, now: float,
 
 def fold_queries(book: Book, setpoints: Setpoints, results: QueryResults, now: float) -> None:
     book.roster.answered(results.row, results.code, results.at)
-    confirmed, refused, opted_out = setpoints.fold_queries(results, now)
+    confirmed, refused, opted_out = apply_queries(setpoints, results, now)
     _releases(book, setpoints, confirmed, RELEASE_CONFIRMED)
     _releases(book, setpoints, refused, RELEASE_REFUSED)
     if len(opted_out):
@@ -201,7 +202,7 @@ def fold_sets(book: Book, setpoints: Setpoints, offset: int, results: SetResults
     _recall(book, setpoints, results)
     _step_aside(book, setpoints, results, now)
     sent_at = columns["published_at"][results.row]
-    folded = setpoints.fold(results, now)
+    folded = apply_sets(setpoints, results, now)
     stale = folded.stale
     if len(stale):
         mask = np.zeros(len(results.row), bool)

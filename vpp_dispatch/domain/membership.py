@@ -18,8 +18,9 @@ import numpy as np
 from vpp_dispatch.domain.account import LATENCY_BUCKETS_S, Counts, Latency, Reason, State
 from vpp_dispatch.domain.command import F64, NO_VALUE, U8, U32, Flags, ResultCode
 from vpp_dispatch.domain.inputs import Selector
+from vpp_dispatch.domain.results import repeats
 from vpp_dispatch.domain.roster import Roster, Rows
-from vpp_dispatch.domain.setpoint import REASON_OF_CODE, Setpoints, SetResults, repeats
+from vpp_dispatch.domain.setpoint import REASON_OF_CODE, Setpoints, SetResults
 from vpp_dispatch.domain.signal import Actuator, Control, Kind
 
 _MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9)

@@ -2,7 +2,8 @@
 
 One row per device, as columns. `armed` means that a setpoint of ours may stand on the device: it is saved before the
 first setpoint is published and goes only when the release was read back (R19, R27), so that no crash can hide a device
-that is set. In sync means desired = published = acknowledged (R21); everything else is work, found by `due`.
+that is set. In sync means desired = published = acknowledged (R21); everything else is work, which `domain.due`
+finds; what results say of it is in `domain.results`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpp_dispatch.domain.account import Reason, State
-from vpp_dispatch.domain.command import F64, I32, NO_VALUE, U8, U32, Flags, ResultCode
+from vpp_dispatch.domain.command import F64, I32, U8, U32, Flags, ResultCode
 from vpp_dispatch.domain.roster import PAGE, Policy, Rows
 from vpp_dispatch.domain.signal import Actuator
 
@@ -73,15 +74,6 @@ SETPOINT = np.dtype(
     ]
 )
 
-VERIFY_RANK = 2 + 256
-"""Read-backs of setpoints go after everything else."""
-
-_ASKABLE = (ResultCode.SUCCESS, ResultCode.OFFLINE, ResultCode.BUSY)
-"""Codes of a query that say nothing against asking again soon."""
-
-_DEFINITE = np.array(
-    [ResultCode.OFFLINE, ResultCode.UNAUTHORIZED, ResultCode.BUSY, ResultCode.VALUE, ResultCode.UNSUPPORTED]
-)
 REASON_OF_CODE = np.zeros(256, np.uint8)
 for _code, _reason in {
     ResultCode.UNAUTHORIZED: Reason.UNAUTHORIZED,
@@ -128,67 +120,9 @@ class QueryResults:
         return QueryResults(**{name: getattr(self, name)[mask] for name in self.__slots__})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Folded:
-    """What came of folding results; each column holds indices into the results or rows, as its name says.
-
-    `stale` and `duplicate`: indices of results of older generations, and of those counted before; `overtaken`: which
-    of the stale ones arrived after the newest setpoint's own answer (R22); `answered`: indices of the first answers
-    to newest setpoints; `offline`: rows that GoodWe calls offline.
-    """
-
-    stale: Rows
-    overtaken: Flags
-    duplicate: Rows
-    answered: Rows
-    offline: Rows
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Due:
-    """Work that may be published now, columns of length n.
-
-    `rank`: 0 releases, 1 read-backs of releases, 2 + priority otherwise; `deadline_at` inf where nothing bounds it;
-    `again` marks what was published before and never answered (R41); `owner`: slot of the event that it is for, 0 for
-    releases.
-    """
-
-    row: Rows
-    query: Flags
-    rank: NDArray[np.int64]
-    deadline_at: F64
-    again: Flags
-    owner: U32
-
-
-NOTHING_DUE = Due(
-    row=np.zeros(0, np.int64),
-    query=np.zeros(0, bool),
-    rank=np.zeros(0, np.int64),
-    deadline_at=np.zeros(0),
-    again=np.zeros(0, bool),
-    owner=np.zeros(0, np.uint32),
-)
-
-
-def _asks(purpose: U8) -> Flags:
-    """Whether a query is out whose answer counts."""
-    asks: Flags = (purpose == READ_DEFAULT) | (purpose == READ_BACK)
-    return asks
-
-
-def _one_more(tries: U8) -> U8:
+def one_more(tries: U8) -> U8:
     """Counts to 250 and then stays there, odd and even by turns, since a release and its query take turns."""
     return np.where(tries >= 250, 249, tries + 1).astype(np.uint8)
-
-
-def repeats(values: Rows, mask: Flags) -> Flags:
-    """Which of the masked entries have a value that stood earlier in the mask."""
-    found = np.zeros(len(values), bool)
-    where = np.flatnonzero(mask)
-    _, first = np.unique(values[where], return_index=True)
-    found[np.delete(where, first)] = True
-    return found
 
 
 def by_owner(owner: np.ndarray, values: np.ndarray) -> list[tuple[int, np.ndarray]]:
@@ -333,7 +267,7 @@ class Setpoints:
         self.durable[new] = False
         self.urgent = self.urgent or len(new) > 0
         c["armed"][clean] = False
-        self._renew(changed)
+        self.renew(changed)
         c["first"][changed] = want_first[changed]
         c["second"][changed] = want_second[changed]
         holding = np.flatnonzero(held)
@@ -352,7 +286,7 @@ class Setpoints:
         self.touch(touched)
         return rows
 
-    def _renew(self, rows: Rows) -> None:
+    def renew(self, rows: Rows) -> None:
         """A new generation: nothing that was published or answered before counts any more."""
         if not len(rows):
             return
@@ -392,7 +326,7 @@ class Setpoints:
         c["first"][unset] = np.where(known[unset], first[unset], self.family_default[0])
         c["second"][unset] = np.where(known[unset], second[unset], self.family_default[1])
         c["exposed"][rows] = np.maximum(c["exposed"][rows], 1)
-        self._renew(rows)
+        self.renew(rows)
 
     # ------------------------------------------------------------------ states
 
@@ -430,102 +364,9 @@ class Setpoints:
         state[done & (c["verified"] == generation)] = State.VERIFIED
         return state, reason
 
-    # ------------------------------------------------------------------ results
+    # ------------------------------------------------------------------ work
 
-    def fold(self, results: SetResults, now: float) -> Folded:
-        """Folds results of setpoints and releases, in their order (R22, R25, R26)."""
-        c = self.columns
-        row, generation = results.row, results.generation
-        book = c["generation"][row]
-        current = generation == book
-        known = current & (c["published"][row] == generation)
-        same = known & (c["digest"][row] == results.digest)
-        ahead = generation > book
-        behind = generation < book
-        done = same & (c["acknowledged"][row] == generation)
-        accepted = same & ~done & results.accepted & (results.code == ResultCode.SUCCESS)
-        success = same & ~done & ~results.accepted & (results.code == ResultCode.SUCCESS)
-        newest = same & ~done & (results.code != ResultCode.SUCCESS) & (results.attempt == c["attempt"][row])
-        # One row may have several results in one fold: a success of any attempt counts, wherever it stands.
-        ok = np.unique(row[success])
-        refusals = newest & ~np.isin(row, ok) & (c["code"][row] == NO_CODE)
-        first_refusal = refusals & ~repeats(row, refusals)
-        first_success = success & ~repeats(row, success)
-        failed = np.flatnonzero(first_refusal)
-        repeated = np.flatnonzero(done | (newest & ~first_refusal) | (success & ~first_success))
-        early = current & ~known & self.in_hand[row]
-        if early.any():
-            self.early_sets.append(results.only(early))
-
-        c["open"][row[(generation == c["published"][row]) & ~results.accepted & ~early]] = False
-        c["accepted"][row[accepted]] = generation[accepted]
-        c["acknowledged"][row[first_success]] = generation[first_success]
-        c["result_at"][row[first_success]] = results.at[first_success]
-        c["code"][ok] = ResultCode.SUCCESS
-        c["tries"][ok] = 0
-        c["next_at"][ok] = np.inf
-        c["query_next_at"][ok] = 0
-        c["checked"][ok] = np.where(self._sampled(ok), c["checked"][ok], c["generation"][ok])
-        # A query that was sent before the result may have overtaken the command: only a new one counts (R27).
-        c["purpose"][ok] = np.where(c["purpose"][ok] == READ_BACK, ABANDONED, c["purpose"][ok])
-        offline = self._failed(row[failed], results.code[failed], results.at[failed], now)
-
-        # An answer of an older setpoint that arrived after the newer one's: the device may have gone back (R22).
-        order = np.arange(len(row))
-        where = np.full(len(c), -1)
-        where[row[first_success]] = order[first_success]
-        after = (results.at > c["result_at"][row]) | ((results.at == c["result_at"][row]) & (order > where[row]))
-        executed = behind & (results.code == ResultCode.SUCCESS)
-        lag = np.minimum(book.astype(np.int64) - generation - 1, 32) * executed
-        bit = np.where(executed & (lag < 32), np.left_shift(1, lag), 0).astype(np.uint32)
-        heard = (c["heard"][row] & bit) > 0
-        overtaken = executed & ~heard & (c["acknowledged"][row] == book) & after
-        final = executed & ~results.accepted
-        np.bitwise_or.at(c["heard"], row[final], bit[final])
-        foreign = known & ~same
-        self.touch(row[accepted | success | final])
-        if ahead.any() or foreign.any():
-            self.reassert(row[ahead | foreign], generation[ahead | foreign])
-        stale = np.flatnonzero(behind)
-        answered = np.flatnonzero(first_success | first_refusal)
-        return Folded(stale=stale, overtaken=overtaken[stale], duplicate=repeated, answered=answered, offline=offline)
-
-    def _sampled(self, rows: Rows) -> Flags:
-        """Which applied setpoints are read back: a stable choice, and whoever has drifted before (R27)."""
-        c = self.columns
-        draw = rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + c["generation"][rows].astype(np.uint64)
-        draw = (draw ^ draw >> np.uint64(29)) * np.uint64(0xBF58476D1CE4E5B9)
-        share = 1.0 if not self.echoes else self.policy.verify_share
-        chosen: Flags = ((draw >> np.uint64(40)) < share * 2**24) | (c["drifted"][rows] > 0)
-        return chosen
-
-    def _failed(self, rows: Rows, codes: U8, at: F64, now: float) -> Rows:
-        """Refusals of the newest attempt; returns the rows that are offline."""
-        c, policy = self.columns, self.policy
-        c["code"][rows] = codes
-        c["result_at"][rows] = at
-        tries = c["tries"][rows]
-        c["tries"][rows] = _one_more(tries)
-        definite = rows[np.isin(codes, _DEFINITE)]
-        c["exposed"][definite] = np.maximum(c["exposed"][definite].astype(np.int64) - 1, 0)
-        pause = self._pause(rows, (np.maximum(tries, 1) - 1) // 2)  # a try counts twice: when published, when refused
-        transient = codes == ResultCode.BUSY
-        away = codes == ResultCode.OFFLINE
-        once = (codes == ResultCode.UNKNOWN_CODE) & (tries <= 1)
-        held = c["held"][rows]
-        next_at = np.full(len(rows), np.inf)
-        next_at[transient | once] = now + pause[transient | once]
-        next_at[away] = now + 10 * policy.retry_backoff_s
-        # A release is owed until it is paid: its retries have a budget of their own and never end (R19).
-        slow = np.where(transient | away | once, policy.release_retry_s, 10 * policy.release_retry_s)
-        next_at = np.where(held, next_at, now + slow)
-        c["next_at"][rows] = next_at
-        c["refused"][rows[~held & ~(transient | away | once)]] = True
-        self.touch(rows)
-        offline: Rows = rows[away]
-        return offline
-
-    def _pause(self, rows: Rows, tries: U8) -> F64:
+    def pause(self, rows: Rows, tries: U8) -> F64:
         """Backoff with jitter: doubles to ten times; the jitter is a stable hash, so that a replay draws the same."""
         noise = (
             (rows.astype(np.uint64) * np.uint64(2654435761) + tries.astype(np.uint64) * np.uint64(40503))
@@ -533,178 +374,6 @@ class Setpoints:
         ) & np.uint64(255)
         factor = np.minimum(2.0 ** np.minimum(tries, 8), 10.0)
         return self.policy.retry_backoff_s * factor * (0.75 + 0.5 * noise / 255.0)
-
-    def fold_queries(self, results: QueryResults, now: float) -> tuple[Rows, Rows, Rows]:
-        """Folds query results (R27, R37).
-
-        Returns rows: whose release is confirmed, whose release is refused, whose owner has overruled a setpoint.
-        """
-        c = self.columns
-        early = (results.query == c["query"][results.row] + np.uint32(1)) & self.asking[results.row]
-        if early.any():
-            self.early_queries.append(results.only(early))
-        live = results.query == c["query"][results.row]
-        unwanted = results.row[live & (c["purpose"][results.row] == ABANDONED)]
-        c["purpose"][unwanted] = 0
-        self.touch(unwanted)
-        live &= c["purpose"][results.row] > 0
-        index = np.flatnonzero(live & ~repeats(results.row, live))
-        rows, code = results.row[index], results.code[index]
-        first, second = results.first[index], results.second[index]
-        purpose = c["purpose"][rows]
-        c["purpose"][rows] = 0
-        self.touch(rows)
-
-        armed = c["armed"][rows]
-        read = (code == ResultCode.SUCCESS) & (first != NO_VALUE) & (second != NO_VALUE)
-        held = c["held"][rows]
-        standing = (c["query_for"][rows] == c["generation"][rows]) & armed
-        newest = standing & ~held
-        asserted = standing & held & (c["acknowledged"][rows] == c["generation"][rows])
-        c["query_next_at"][rows[~read]] = now + self.policy.retry_backoff_s
-        denied = ~read & ~np.isin(code, _ASKABLE)
-
-        family = denied & (purpose == READ_DEFAULT) & ~armed & ("family" in self.policy.defaults)
-        told = read & (purpose == READ_DEFAULT) & ~armed
-        c["before"][rows[told]] = FROM_QUERY
-        c["before_at"][rows[told | family]] = now
-        c["before_first"][rows[told]], c["before_second"][rows[told]] = first[told], second[told]
-        c["before"][rows[family]] = FROM_FAMILY
-        c["before_first"][rows[family]], c["before_second"][rows[family]] = self.family_default
-        self.wanted[rows[told | family]] = False
-
-        # A reachable device that will not be read: the release is owed, and it pages (R19).
-        unread = rows[denied & (purpose == READ_BACK) & newest]
-        c["query_next_at"][unread] = now + 10 * self.policy.release_retry_s
-        c["refused"][unread] = True
-        # A setpoint that cannot be read back is applied by GoodWe's word, and no more can be known.
-        mute = rows[denied & (purpose == READ_BACK) & asserted]
-        c["checked"][mute] = c["generation"][mute]
-        back = read & (purpose == READ_BACK) & newest
-        confirmed, overruled = self._read_back(rows[back], first[back], second[back], now)
-        back = read & (purpose == READ_BACK) & asserted
-        opted_out = self._verify(rows[back], first[back], second[back], now)
-        return confirmed, np.union1d(unread, overruled), opted_out
-
-    def _verify(self, rows: Rows, first: I32, second: I32, now: float) -> Rows:
-        """What devices show whose setpoint was applied; returns the rows whose owner chose otherwise, twice (R27)."""
-        c = self.columns
-        equal = (first == c["first"][rows]) & (second == c["second"][rows])
-        same = rows[equal]
-        c["verified"][same] = c["checked"][same] = c["generation"][same]
-        again = ~equal & (c["drifted"][rows] == 0)
-        c["drifted"][rows[again]] = 1
-        self._renew(rows[again])
-        chosen = ~equal & ~again
-        out: Rows = rows[chosen]
-        # Nobody fights a person over flash: it is the owner's from now on, and what the actuator returns to later.
-        c["before"][out] = FROM_QUERY
-        c["before_first"][out], c["before_second"][out] = first[chosen], second[chosen]
-        c["before_at"][out] = now
-        c["armed"][out] = False
-        c["exposed"][out] = 0
-        c["checked"][out] = c["generation"][out]
-        self.durable[out] = False
-        return out
-
-    def _read_back(self, rows: Rows, first: I32, second: I32, now: float) -> tuple[Rows, Rows]:
-        """What devices show whose release is the newest setpoint; returns (confirmed, overruled by the owner) rows."""
-        c = self.columns
-        equal = (first == c["first"][rows]) & (second == c["second"][rows])
-        latched = (first == c["held_first"][rows]) & (second == c["held_second"][rows])
-        again = ~equal & (latched | (c["drifted"][rows] == 0))
-        overruled = rows[~equal & ~again]  # somebody else's value, twice: nobody fights a person (R27)
-
-        unanswered = rows[equal & (c["acknowledged"][rows] != c["generation"][rows])]
-        c["agreed"][unanswered] += 1
-        c["query_next_at"][unanswered] = 0
-        agreed = unanswered[c["agreed"][unanswered] >= 2]
-        c["acknowledged"][agreed] = c["generation"][agreed]
-        confirmed = rows[equal & (c["acknowledged"][rows] == c["generation"][rows])]
-
-        drifted = rows[again]
-        c["drifted"][drifted] = np.minimum(c["drifted"][drifted], 99) + 1
-        self._renew(drifted)
-        still = drifted[c["drifted"][drifted] > 1]  # still latched: a debt, paid at the pace of releases
-        c["next_at"][still] = now + self.policy.release_retry_s
-
-        c["verified"][confirmed] = c["generation"][confirmed]
-        c["refused"][confirmed] = False
-        c["refused"][overruled] = True
-        # What the owner chose is what the actuator returns to from now on.
-        chosen = ~equal & ~again
-        c["before"][overruled] = FROM_QUERY
-        c["before_first"][overruled], c["before_second"][overruled] = first[chosen], second[chosen]
-        over = np.concatenate([confirmed, overruled])
-        c["before_at"][over] = now  # read just now
-        c["armed"][over] = False
-        c["exposed"][over] = 0
-        self.durable[over] = False
-        return confirmed, overruled
-
-    # ------------------------------------------------------------------ work
-
-    def due(self, *, now: float, allowed: Flags, reading: Flags, blocked: Flags | None = None) -> Due:
-        """What may be published now.
-
-        `allowed`: rows with both keys (R16), asked again here, right before the publish; `reading`: rows whose
-        default may be read; `blocked`: rows where another setpoint has to be answered first (R26). Releases ask for
-        none of them.
-        """
-        if self.idle:
-            return NOTHING_DUE
-        c = self.columns
-        open_ = c["armed"] & (c["generation"] > 0) & (c["acknowledged"] != c["generation"]) & (c["next_at"] <= now)
-        again = (c["published"] == c["generation"]) & (c["code"] == NO_CODE)
-        set_ = open_ & c["held"] & self.durable & allowed & (c["end_at"] > now)
-        set_ &= now - c["published_at"] >= self.policy.min_interval_s
-        if blocked is not None:
-            set_ &= ~blocked
-        # An unanswered release is published again first, and read back after the second time (R27); at once where no
-        # answer could tell.
-        unanswered_twice = again & ((c["tries"] % 2 == 0) | (not self.echoes)) & (c["tries"] > 0)
-        agreed_once = c["armed"] & ~c["held"] & (c["agreed"] == 1) & ~_asks(c["purpose"])
-        reads_instead = ((open_ & ~c["held"] & unanswered_twice) | agreed_once) & (c["query_next_at"] <= now)
-        release = open_ & ~c["held"] & ~reads_instead & ~self.unsaved
-        settled = c["armed"] & ~c["held"] & (c["acknowledged"] == c["generation"]) & (c["generation"] > 0)
-        back = (settled | reads_instead) & (c["query_next_at"] <= now)
-        default = self.wanted & reading & ~c["armed"] & (c["query_next_at"] <= now)
-        verify = c["armed"] & c["held"] & (c["acknowledged"] == c["generation"]) & (c["checked"] != c["generation"])
-        verify &= (c["generation"] > 0) & allowed & (c["end_at"] > now) & (c["query_next_at"] <= now)
-        rows, rank, query, deadline, re, owner = [], [], [], [], [], []
-        for mask, is_query in ((release, False), (back, True), (set_, False), (default, True), (verify, True)):
-            found = np.flatnonzero(mask)
-            if not len(found):
-                continue
-            rows.append(found)
-            query.append(np.full(len(found), is_query))
-            if mask is release:
-                rank.append(np.zeros(len(found), np.int64))
-            elif mask is back:
-                rank.append(np.ones(len(found), np.int64))
-            elif mask is set_:
-                rank.append(2 + c["priority"][found].astype(np.int64))
-            elif mask is default:
-                rank.append(2 + self.wanted_priority[found])
-            else:
-                rank.append(np.full(len(found), VERIFY_RANK, np.int64))
-            if mask is release or mask is back:
-                owner.append(np.zeros(len(found), np.uint32))
-            else:
-                owner.append(self.wanted_by[found] if mask is default else c["owner"][found])
-            deadline.append(c["end_at"][found] if mask is set_ else np.full(len(found), np.inf))
-            # A read-back in place of an unanswered release's next publish is a retry too.
-            re.append(again[found] if not is_query else _asks(c["purpose"])[found] | reads_instead[found])
-        if not rows:
-            return NOTHING_DUE
-        return Due(
-            row=np.concatenate(rows),
-            query=np.concatenate(query),
-            rank=np.concatenate(rank),
-            deadline_at=np.concatenate(deadline),
-            again=np.concatenate(re),
-            owner=np.concatenate(owner),
-        )
 
     def unanswered(self, now: float) -> Flags:
         """Rows whose newest publish may still be answered."""
@@ -725,7 +394,7 @@ class Setpoints:
         c = self.columns
         worn = rows[(c["published"][rows] == c["generation"][rows]) & (c["attempt"][rows] == 255)]
         if len(worn):
-            self._renew(worn)
+            self.renew(worn)
         c["exposed"][rows] = np.minimum(c["exposed"][rows].astype(np.int64) + 1, 200)
         self.in_hand[rows] = True
 
@@ -744,8 +413,8 @@ class Setpoints:
         c["purpose"][same] = np.where(c["purpose"][same] == READ_BACK, ABANDONED, c["purpose"][same])
         tries = c["tries"][same]
         held = c["held"][same]
-        c["tries"][same] = _one_more(tries)
-        pause = np.where(held, self._pause(same, tries), 0.0)
+        c["tries"][same] = one_more(tries)
+        pause = np.where(held, self.pause(same, tries), 0.0)
         c["next_at"][same] = now + self.policy.result_timeout_s + pause
         c["query_next_at"][same] = np.where(held, c["query_next_at"][same], now + self.policy.result_timeout_s)
         self.touch(rows)
@@ -784,7 +453,7 @@ class Setpoints:
         c["query_next_at"][rows] = now + self.policy.result_timeout_s
         # A read-back in place of an answer: unless it agrees, the release goes out again after one more timeout.
         waiting = rows[c["armed"][rows] & (c["acknowledged"][rows] != c["generation"][rows])]
-        c["tries"][waiting] = _one_more(c["tries"][waiting])
+        c["tries"][waiting] = one_more(c["tries"][waiting])
         c["next_at"][waiting] = now + self.policy.result_timeout_s
         self.touch(rows)
 
@@ -794,25 +463,6 @@ class Setpoints:
         waiting = rows[c["code"][rows] == ResultCode.OFFLINE]
         c["next_at"][waiting] = now
         c["query_next_at"][rows] = np.minimum(c["query_next_at"][rows], now)
-
-    def in_flight(self, now: float) -> tuple[int, int]:
-        """How many commands are published and neither answered nor timed out, and the highest rank of them (R40)."""
-        c = self.columns
-        if not (c["open"].any() or c["purpose"].any()):
-            return 0, -1
-        sets = self.unanswered(now)
-        asked = (c["purpose"] > 0) & (now - c["query_at"] < self.policy.result_timeout_s)
-        defaults = asked & (c["purpose"] == READ_DEFAULT)
-        weakest = -1
-        if sets.any() or asked.any():
-            held = sets & c["held"]
-            weakest = max(
-                0,
-                2 + int(c["priority"][held].max()) if held.any() else 0,
-                2 + int(self.wanted_priority[defaults].max()) if defaults.any() else 0,
-                VERIFY_RANK if (asked & ~defaults & c["held"]).any() else 0,
-            )
-        return int(sets.sum() + asked.sum()), weakest
 
     def wake_at(self, now: float) -> float:
         """When something may become due or change its state by time alone; inf if nothing will."""
