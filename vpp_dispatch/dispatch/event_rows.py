@@ -173,9 +173,9 @@ def load_event(rows: Mapping[str, bytes]) -> tuple[Event | None, Signal | None]:
     if run.state != "closed":
         event.dirty = True  # under this epoch, so that no late row of an older one can take its place
         event.report_due = event.report_due or bool(event.told)  # the last report may be lost
-        value = rows.get(f"{SIGNAL}{run.revision}")
-        if value is not None and not run.sent:
-            return event, _signal(value)
+        signal = rows.get(f"{SIGNAL}{run.revision}")
+        if signal is not None and not run.sent:
+            return event, _signal(signal)
     return event, None
 
 

@@ -15,8 +15,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from vpp_dispatch.dispatch import coordinator as module
-from vpp_dispatch.dispatch import inbox
+from vpp_dispatch.dispatch import event_rows, inbox
 from vpp_dispatch.dispatch.coordinator import Coordinator
 from vpp_dispatch.dispatch.inbox import Origin, ProgressReport, SignalReceived, SignalRefused, SwitchTurned
 from vpp_dispatch.domain.account import Counts, State
@@ -169,10 +168,11 @@ class World:
             assert any((message.value or b"?") in row for row in self.rows.values()), f"{content} is in no row"
             return
         name = f"{content['source']}/{content['event_id']}"
-        lives = [module._life(row) for key, row in self.rows.items() if key.startswith(f"0|{name}|life|".encode())]
-        assert any(content["sequence"] <= life.reserved for life in lives)
+        lives = [row for key, row in self.rows.items() if key.startswith(f"0|{name}|life|".encode())]
+        saved = [event for event, _ in (event_rows.load_event({event_rows.LIFE: row}) for row in lives) if event]
+        assert any(content["sequence"] <= event.reserved for event in saved)
         if content["final"]:
-            assert any(life.run is not None and life.run.state == "closed" for life in lives)
+            assert any(event.run is not None and event.run.state == "closed" for event in saved)
 
     def _fold(self, shard: int, message: Any) -> None:
         if isinstance(message, Switches):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -175,3 +176,14 @@ def test_rows_of_an_older_layout_are_read_by_field_name(monkeypatch: pytest.Monk
 def test_a_row_of_an_unknown_layout_is_refused_with_a_sentence() -> None:
     with pytest.raises(InvariantBroken, match="run the version that wrote it"):
         pages._layout(pages._HEADER.pack(0, 98))
+
+
+def test_an_event_that_an_older_version_saved_lacks_what_was_measured() -> None:
+    w = busy_world()
+    for key, value in w.rows.items():
+        if b"|event|" in key:
+            header, fields = value[: pages._HEADER.size], msgspec.msgpack.decode(value[pages._HEADER.size :])
+            w.rows[key] = header + msgspec.msgpack.encode(fields[:-1])
+    book = recovered(w)
+    assert set(book.memberships) == set(w.book.memberships)
+    assert {(m.measured_w, m.measured, m.unmeasured) for m in book.memberships.values()} == {(0, 0, 0)}
