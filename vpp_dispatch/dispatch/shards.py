@@ -20,12 +20,13 @@ from vpp_dispatch.dispatch.lease import Lease
 from vpp_dispatch.domain import correlation
 from vpp_dispatch.domain.account import Reason, State
 from vpp_dispatch.domain.answer import OutcomeRow
-from vpp_dispatch.domain.book import Book, Digests
+from vpp_dispatch.domain.book import Book
 from vpp_dispatch.domain.command import ResultCode
 from vpp_dispatch.domain.inputs import Progress, Telemetry
 from vpp_dispatch.domain.joining import Effects
 from vpp_dispatch.domain.membership import MEASURED, Membership, Part, Telling, has_watts
 from vpp_dispatch.domain.roster import Catalogue, Policy, cos_phi_of
+from vpp_dispatch.domain.shard import Digests
 from vpp_dispatch.domain.signal import Actuator, Kind
 from vpp_dispatch.errors import InvariantBroken
 from vpp_dispatch.observability.metrics import Metrics

@@ -7,13 +7,11 @@ supersede, resume, release, retry, restart and coming back online are this one m
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vpp_dispatch.domain.account import Counts, Reason, State
+from vpp_dispatch.domain.account import Reason, State
 from vpp_dispatch.domain.command import NO_VALUE, U8, Commands, Flags, ResultCode, Results
 from vpp_dispatch.domain.composition import TIGHTEST, compose
 from vpp_dispatch.domain.due import Due, find_due, in_flight
@@ -39,12 +37,10 @@ from vpp_dispatch.domain.membership import (
     Membership,
     Part,
 )
-from vpp_dispatch.domain.roster import LISTED, Catalogue, Policy, Roster, Rows
+from vpp_dispatch.domain.roster import LISTED, Catalogue, Policy, Rows
 from vpp_dispatch.domain.setpoint import Setpoints, by_owner
-from vpp_dispatch.domain.signal import QUERY_BIT, Actuator, Kind
-
-Digests = Callable[[Commands], NDArray[np.uint64]]
-"""The digests that stand in the ids of commands, as the codec makes them."""
+from vpp_dispatch.domain.shard import Digests, Shard
+from vpp_dispatch.domain.signal import QUERY_BIT, Actuator
 
 NEVER_SAVED = 1 << 62
 """The offset of what did not come through the inbox."""
@@ -65,54 +61,25 @@ REMEMBER_S = 7 * 86400.0
 """How long a closed event is known, so that a repeated control starts nothing."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """What a shard's devices owe now, per actuator; times epoch seconds, inf if none."""
-
-    held: int
-    debts: int
-    refused: int
-    past_window: int
-    oldest_hold_at: float
-    oldest_debt_at: float
-
-
-class Book:
-    """All devices of one shard, their setpoints and the events that target them."""
+class Book(Shard):
+    """A shard that folds what its inbox brings, decides what should be, and hands out what is due."""
 
     def __init__(
         self, *, shard: int, epoch: int, catalogue: Catalogue, policy: Policy, digests: Digests | None = None
     ) -> None:
-        """`digests` tells what stands in the ids of commands; without it, what was not recorded proves nothing."""
-        self.shard = shard
-        self.digests = digests
-        self.epoch = epoch
-        self.catalogue = catalogue
-        self.policy = policy
-        self.roster = Roster(catalogue=catalogue, policy=policy)
-        self.setpoints = {
-            a: Setpoints(actuator=a, policy=policy, family_default=catalogue.family_default(a), echoes=catalogue.echoes)
-            for a in Actuator
-        }
-        self.memberships: dict[tuple[str, int], Membership] = {}
-        self.closed: dict[str, tuple[int, float]] = {}  # event -> (revision, forget at)
-        self.switches = Switches()
+        """As a `Shard`."""
+        super().__init__(shard=shard, epoch=epoch, catalogue=catalogue, policy=policy, digests=digests)
         self.progress_sequence = 0
         self.outcome_count = 0
-        self.now = 0.0
         self.wake_at = 0.0
         self.due_at = 0.0
-        self.last_result_at = 0.0
+        self.published_news = False
         self._in_flight = (0, -1)
         self._counted_until = 0.0
         self._reconciled_at = 0.0
         self._found: list[tuple[Actuator, Due]] = []
         self._found_until = 0.0
         self._owes: bool | None = None
-        self.folded_to: dict[tuple[Actuator, int], int] = {}  # page -> inbox offset that its saved row holds
-        self.head_dirty = False
-        self.published_news = False
-        self.dropped: set[tuple[str, int]] = set()  # memberships whose saved rows have to go
 
     # ------------------------------------------------------------------ fold
 
@@ -142,11 +109,11 @@ class Book:
                     self._close(message, now)
                 case Consent():
                     self.roster.consented(message, now)
-                    self._grow()
+                    self.grow()
                     self.head_dirty = True
                 case RegistryChange():
                     changed = self.roster.register(message)
-                    self._grow()
+                    self.grow()
                     self.registry_defaults(changed)
                 case Telemetry():
                     back = self.roster.observe(message.operations, message.batteries)
@@ -167,27 +134,6 @@ class Book:
         """Something has changed: what is due and what is in flight has to be found anew."""
         self.due_at = self._counted_until = self._found_until = 0.0
         self._owes = None
-
-    def _grow(self) -> None:
-        for setpoints in self.setpoints.values():
-            setpoints.grow(len(self.roster.columns))
-
-    def registry_defaults(self, rows: Iterable[int]) -> None:
-        """Takes the registry's defaults of these rows (R37)."""
-        for row in rows:
-            record = self.roster.records[row]
-            for actuator, setpoints in self.setpoints.items():
-                pair = record.default.get(actuator) if record else None
-                if pair:
-                    pair = self._told(actuator, row, pair)
-                setpoints.registry[row] = (True, *pair) if pair else (False, 0, 0)
-
-    def _told(self, actuator: Actuator, row: int, pair: tuple[int, int]) -> tuple[int, int]:
-        """A pair as the device can be told it."""
-        rows = np.array([row])
-        value = pair[0] if actuator is Actuator.ACTIVE else pair[1]
-        told = int(self.roster.in_steps(actuator, rows, np.array([value], np.int32))[0])
-        return (told, pair[1]) if actuator is Actuator.ACTIVE else (pair[0], told)
 
     def _selector(self, selector: Selector, now: float) -> None:
         event = selector.event
@@ -269,16 +215,6 @@ class Book:
         membership.closed_at = close.at
         membership.dirty = membership.news = True
 
-    def at_slot(self, slot: int) -> Membership | None:
-        return next((m for m in self.memberships.values() if m.slot == slot), None)
-
-    def heir(self, membership: Membership | None) -> Membership | None:
-        """The newest revision of a membership's event: a replaced one tells nothing any more, its releases included."""
-        if membership is None or not membership.replaced:
-            return membership
-        event = membership.selector.event
-        return self.memberships[event, max(revision for key, revision in self.memberships if key == event)]
-
     # ------------------------------------------------------------------ reconcile
 
     def _reconcile(self, now: float) -> None:
@@ -301,9 +237,6 @@ class Book:
         self.due_at = self._found_until = 0.0
         self._owes = None
         self.wake_at = self._next_wake(now)
-
-    def observe(self, membership: Membership, part: Part, now: float, *, last: bool = False) -> None:
-        membership.observe(part, self.setpoints[part.actuator], now, last=last)
 
     def _advance(self, membership: Membership, now: float) -> None:
         """Starts, gates and ends one event."""
@@ -529,23 +462,6 @@ class Book:
             setpoints.publishing(rows)
         return self.setpoint_commands(actuator, rows, query)
 
-    def setpoint_commands(self, actuator: Actuator, rows: Rows, query: bool) -> Commands:
-        setpoints = self.setpoints[actuator]
-        n = len(rows)
-        c = setpoints.columns[rows]
-        return Commands(
-            shard=np.full(n, self.shard, np.uint8),
-            row=rows.astype(np.uint32),
-            actuator=np.full(n, actuator | QUERY_BIT if query else actuator, np.uint8),
-            generation=setpoints.next_query(rows) if query else c["generation"].copy(),
-            attempt=np.ones(n, np.uint8) if query else setpoints.next_attempt(rows),
-            sn=[self.roster.sns[row] for row in rows.tolist()],
-            first=np.zeros(n, np.int32) if query else c["first"].copy(),
-            second=np.zeros(n, np.int32) if query else c["second"].copy(),
-            deadline_at=np.where(c["held"], c["end_at"], np.inf) if not query else np.full(n, np.inf),
-            rated_w=self.roster.ability["rated_w"][rows].astype(np.int32),
-        )
-
     def published(self, commands: Commands, digests: np.ndarray, now: float) -> None:
         """Commands of one actuator and sort, acknowledged by GoodWe's broker; `digests` u8 as in their ids."""
         kind = int(commands.actuator[0])
@@ -609,25 +525,6 @@ class Book:
             self._counted_until = now + COUNTED_FOR_S
         return self._in_flight
 
-    def held(self, actuator: Actuator, now: float) -> Held:
-        """What the shard's devices hold and owe."""
-        c = self.setpoints[actuator].columns
-        held, debt = c["held"], c["armed"] & ~c["held"]
-        late = held & (c["end_at"] < now)
-        for membership in self.memberships.values():
-            for part in membership.parts if membership.ended else ():
-                if part.actuator is actuator:  # these only wait for their turn (R14)
-                    m = part.members
-                    late[m["row"][(m["phase"] == LINGERING) & (m["leaves_at"] > now)]] = False
-        return Held(
-            held=int(held.sum()),
-            debts=int(debt.sum()),
-            refused=int((debt & c["refused"]).sum()),
-            past_window=int(late.sum()),
-            oldest_hold_at=float(c["since"][held].min(initial=np.inf)),
-            oldest_debt_at=float(c["since"][debt].min(initial=np.inf)),
-        )
-
     # ------------------------------------------------------------------ what is told
 
     def progress(self, *, all_: bool = False) -> list[Progress]:
@@ -658,18 +555,3 @@ class Book:
         """Sequences rise over takeovers too, since the epoch does: no two messages share one."""
         self.outcome_count += 1
         return self.epoch << 24 | self.outcome_count
-
-    def power(self) -> dict[Kind, NDArray[np.float64]]:
-        """Control -> (requested, allocated, acknowledged, measured) in W over the events whose window is open."""
-        found: dict[Kind, NDArray[np.float64]] = {}
-        for membership in self.memberships.values():
-            if not membership.replaced:
-                for kind, watts in membership.power(self.roster):
-                    found[kind] = found.get(kind, np.zeros(4)) + watts
-        return found
-
-    def counts(self) -> Iterable[tuple[str, Counts]]:
-        """The account of each event that is not closed, for metrics."""
-        return [
-            (key[0], m.told or m.counts()) for key, m in self.memberships.items() if not m.closed_at and not m.replaced
-        ]

@@ -7,7 +7,7 @@ what a release signal asserts follow from the same look at the holders.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,16 +28,14 @@ from vpp_dispatch.domain.membership import (
 )
 from vpp_dispatch.domain.roster import Rows
 from vpp_dispatch.domain.setpoint import Setpoints, by_owner
+from vpp_dispatch.domain.shard import Shard
 from vpp_dispatch.domain.signal import Actuator, Kind
-
-if TYPE_CHECKING:
-    from vpp_dispatch.domain.book import Book
 
 TIGHTEST = (Actuator.EXPORT, Actuator.ACTIVE)
 """Actuators of limits: of all that hold the tightest counts, the default included; else the highest priority (R12)."""
 
 
-def compose(book: Book, setpoints: Setpoints, now: float) -> None:
+def compose(book: Shard, setpoints: Setpoints, now: float) -> None:
     """Desired = the controls that hold the actuator, else the default (R10-R13)."""
     actuator = setpoints.actuator
     holders = sorted(
@@ -62,7 +60,7 @@ def compose(book: Book, setpoints: Setpoints, now: float) -> None:
     _settle(book, setpoints, wanted["held"])
 
 
-def _wanted(book: Book, setpoints: Setpoints, holders: Sequence[tuple[Membership, Part]]) -> dict[str, Any]:
+def _wanted(book: Shard, setpoints: Setpoints, holders: Sequence[tuple[Membership, Part]]) -> dict[str, Any]:
     """What the holders want of each row, as `Setpoints.assign` takes it: of limits the tightest, else the strongest."""
     actuator = setpoints.actuator
     n = len(setpoints.columns)
@@ -107,7 +105,7 @@ def _wanted(book: Book, setpoints: Setpoints, holders: Sequence[tuple[Membership
     }
 
 
-def _within_dead_band(book: Book, setpoints: Setpoints, held: Flags, first: I32, second: I32) -> tuple[I32, I32]:
+def _within_dead_band(book: Shard, setpoints: Setpoints, held: Flags, first: I32, second: I32) -> tuple[I32, I32]:
     """What is wanted; where the device has acknowledged a value within the dead band of it, that value (R21).
 
     It is compared with what the device was told, so that small steps add up. Of a limit only a tighter value is kept,
@@ -130,7 +128,7 @@ def _within_dead_band(book: Book, setpoints: Setpoints, held: Flags, first: I32,
 
 
 def _stand_behind(
-    book: Book, setpoints: Setpoints, holders: Sequence[tuple[Membership, Part]], owner: U32, now: float
+    book: Shard, setpoints: Setpoints, holders: Sequence[tuple[Membership, Part]], owner: U32, now: float
 ) -> None:
     """Which members stand behind their device's setpoint from now on: all of a limit, else the strongest."""
     actuator = setpoints.actuator
@@ -150,7 +148,7 @@ def _stand_behind(
             membership.dirty = membership.news = True
 
 
-def _owe(book: Book, setpoints: Setpoints, released: Rows) -> None:
+def _owe(book: Shard, setpoints: Setpoints, released: Rows) -> None:
     """The last event that held owes the release (R34)."""
     actuator = setpoints.actuator
     for slot, rows in by_owner(setpoints.columns["owner"][released], released):
@@ -163,7 +161,7 @@ def _owe(book: Book, setpoints: Setpoints, released: Rows) -> None:
             heir.dirty = heir.news = True
 
 
-def _settle(book: Book, setpoints: Setpoints, held: Flags) -> None:
+def _settle(book: Shard, setpoints: Setpoints, held: Flags) -> None:
     """Releases that an event counts as due, and that somebody else owes or has paid by now (R34)."""
     actuator = setpoints.actuator
     for membership in book.memberships.values():
@@ -181,7 +179,7 @@ def _settle(book: Book, setpoints: Setpoints, held: Flags) -> None:
                     membership.dirty = membership.news = True
 
 
-def _let_go(book: Book, setpoints: Setpoints, holders: Sequence[tuple[Membership, Part]], now: float) -> None:
+def _let_go(book: Shard, setpoints: Setpoints, holders: Sequence[tuple[Membership, Part]], now: float) -> None:
     """Lingering members whose turn has come leave, unless a successor that has begun will hold the device (R14).
 
     They stand only for what the device was told: after the window nothing is published for them any more (R28).
@@ -205,7 +203,7 @@ def _let_go(book: Book, setpoints: Setpoints, holders: Sequence[tuple[Membership
             membership.leave(part, np.flatnonzero(over))
 
 
-def pairs(book: Book, part: Part, asked: I32) -> tuple[I32, I32]:
+def pairs(book: Shard, part: Part, asked: I32) -> tuple[I32, I32]:
     """The pairs (see `domain.command`) that a control asks for."""
     control = part.control
     assert control is not None
@@ -217,7 +215,7 @@ def pairs(book: Book, part: Part, asked: I32) -> tuple[I32, I32]:
     return asked, np.zeros_like(asked)
 
 
-def _asserts(book: Book, actuator: Actuator) -> bool:
+def _asserts(book: Shard, actuator: Actuator) -> bool:
     """Whether a release signal is about to assert something on this actuator, or an event still counts a release
     as due."""
     return any(
@@ -231,7 +229,7 @@ def _asserts(book: Book, actuator: Actuator) -> bool:
     )
 
 
-def _assert(book: Book, setpoints: Setpoints, before: NDArray[np.uint32]) -> None:
+def _assert(book: Shard, setpoints: Setpoints, before: NDArray[np.uint32]) -> None:
     """What release signals drop is asserted, even where it is believed to be set (R15).
 
     `before`: the generations before the composition. Devices without both keys get back only what may be ours.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,10 +20,8 @@ from vpp_dispatch.domain.membership import (
 from vpp_dispatch.domain.results import apply_queries, apply_sets
 from vpp_dispatch.domain.roster import PAGE, Rows
 from vpp_dispatch.domain.setpoint import QueryResults, Setpoints, SetResults, by_owner
+from vpp_dispatch.domain.shard import Shard
 from vpp_dispatch.domain.signal import QUERY_BIT, Actuator
-
-if TYPE_CHECKING:
-    from vpp_dispatch.domain.book import Book
 
 
 @dataclass(slots=True)
@@ -40,7 +37,7 @@ class Effects:
     took: list[np.ndarray] = field(default_factory=list)  # seconds from publish to result
 
 
-def fold_results(book: Book, offset: int, results: Results, now: float, effects: Effects) -> None:
+def fold_results(book: Shard, offset: int, results: Results, now: float, effects: Effects) -> None:
     shard, row, kind, generation, attempt = correlation.unpack(results.ids)
     rows = row.astype(np.int64)
     actuators = kind & (QUERY_BIT - 1)
@@ -95,7 +92,7 @@ def fold_results(book: Book, offset: int, results: Results, now: float, effects:
             )
 
 
-def fold_slot_results(book: Book, offset: int, results: SlotResults, now: float, effects: Effects) -> None:
+def fold_slot_results(book: Shard, offset: int, results: SlotResults, now: float, effects: Effects) -> None:
     """Results without an id: each answers what was asked last of its device on its topics (R26).
 
     A release is published beside an unanswered setpoint, so no result can confirm it; queries do. While one is the
@@ -145,7 +142,7 @@ def fold_slot_results(book: Book, offset: int, results: SlotResults, now: float,
         fold_results(book, offset, named, now, effects)
 
 
-def fold_queries(book: Book, setpoints: Setpoints, results: QueryResults, now: float) -> None:
+def fold_queries(book: Shard, setpoints: Setpoints, results: QueryResults, now: float) -> None:
     book.roster.answered(results.row, results.code, results.at)
     confirmed, refused, opted_out = apply_queries(setpoints, results, now)
     _releases(book, setpoints, confirmed, RELEASE_CONFIRMED)
@@ -161,7 +158,7 @@ def fold_queries(book: Book, setpoints: Setpoints, results: QueryResults, now: f
                         membership.leave(part, np.flatnonzero(mine), State.REJECTED, Reason.OPTED_OUT)
 
 
-def _recall(book: Book, setpoints: Setpoints, results: SetResults) -> None:
+def _recall(book: Shard, setpoints: Setpoints, results: SetResults) -> None:
     """A result proves its publish, also where the worker died before a checkpoint recorded it, if its id has the
     digest of what the book would send: what was told of the device is then not taken back."""
     index = setpoints.unrecorded(results)
@@ -180,7 +177,7 @@ def _recall(book: Book, setpoints: Setpoints, results: SetResults) -> None:
         )
 
 
-def _step_aside(book: Book, setpoints: Setpoints, results: SetResults, now: float) -> None:
+def _step_aside(book: Shard, setpoints: Setpoints, results: SetResults, now: float) -> None:
     """A result from the future (R26) tells of a setpoint that no checkpoint recorded, after the one that stands.
 
     What is known of that one is kept before the device becomes unknown; who still holds it stands behind the next.
@@ -196,7 +193,9 @@ def _step_aside(book: Book, setpoints: Setpoints, results: SetResults, now: floa
                 membership.dirty = True
 
 
-def fold_sets(book: Book, setpoints: Setpoints, offset: int, results: SetResults, now: float, effects: Effects) -> None:
+def fold_sets(
+    book: Shard, setpoints: Setpoints, offset: int, results: SetResults, now: float, effects: Effects
+) -> None:
     columns = setpoints.columns
     book.roster.answered(results.row, results.code, results.at)
     _recall(book, setpoints, results)
@@ -235,7 +234,7 @@ def fold_sets(book: Book, setpoints: Setpoints, offset: int, results: SetResults
     _releases(book, setpoints, refused, RELEASE_REFUSED)
 
 
-def _late_results(book: Book, setpoints: Setpoints, offset: int, results: SetResults, effects: Effects) -> Flags:
+def _late_results(book: Shard, setpoints: Setpoints, offset: int, results: SetResults, effects: Effects) -> Flags:
     """Tells the events of results of setpoints that no longer stand; returns which of them were known."""
     matched = np.zeros(len(results.row), bool)
     repeated = np.zeros(len(results.row), bool)
@@ -248,7 +247,7 @@ def _late_results(book: Book, setpoints: Setpoints, offset: int, results: SetRes
     return repeated
 
 
-def _releases(book: Book, setpoints: Setpoints, rows: Rows, outcome: int) -> None:
+def _releases(book: Shard, setpoints: Setpoints, rows: Rows, outcome: int) -> None:
     """Writes what became of releases to the event that owes them."""
     for slot, owned in by_owner(setpoints.columns["owner"][rows], rows):
         membership = book.at_slot(slot)
