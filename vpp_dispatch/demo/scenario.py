@@ -75,6 +75,10 @@ def add_up(plan: Plan, teller: Teller) -> list[str]:
     return faults + in_fleet
 
 
+POWER: Final = ("requested", "allocated", "acknowledged", "measured")
+"""What of a report's power is told; measured only where each inverter has a sample."""
+
+
 def _tell(account: Account, teller: Teller) -> None:
     report, release, write = account.report, account.report["release"], teller.write
     write()
@@ -85,6 +89,9 @@ def _tell(account: Account, teller: Teller) -> None:
         of_it = f" ({kind})" if len(account.carried_out) > 1 else ""
         given_back = f", {early} of them given back early" if early else ""
         write(f"    simulator  {number} inverters were set{of_it}{given_back}")
+    power = report["power_w"]
+    if told := [f"{power[name]:,} {name}" for name in POWER if power[name] is not None]:
+        write(f"    power      {', '.join(told)}, in W")
     write(f"    releases   {counted({name: release[name] for name in ('due', 'confirmed', 'pending', 'refused')})}")
     write("    responses  " + ", ".join(f"{code} {STATUS[code]} (r{revision})" for revision, code in account.codes))
     latency = report["latency_s"]
