@@ -29,6 +29,7 @@ async def audited(stack: Stack, *, events: int = 0, **limits: Any) -> Verdict:
         "consent_refresh_s": settings.fleet.consent_refresh_s,
         "result_timeout_s": settings.goodwe.result_timeout_s,
         "max_in_flight": settings.goodwe.max_in_flight,
+        "dead_band_w": settings.guard.dead_band_w,
         "family_defaults": "family" in settings.dispatch.defaults,
         "expect_events": events,
     }

@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(limits, name), metavar="S")
     parser.add_argument("--expect-events", type=int, default=0, metavar="N", help="at least so many closed events")
     parser.add_argument("--max-in-flight", type=int, default=0, metavar="N", help="as the service was configured")
+    parser.add_argument("--dead-band-w", type=int, default=0, metavar="W", help="as the service was configured")
     parser.add_argument("--family-defaults", action="store_true", help="`family` is among the service's defaults")
     parser.add_argument("--open-events", action="store_true", help="accepted events may be without their close")
     args = vars(parser.parse_args(arguments))

@@ -431,10 +431,20 @@ class Case:
         """Whether these raw values can be what the event asks of the device."""
         control = revision.controls.get(actuator)
         if control is None or "total_w" not in control:
-            return values in self.asked(revision, sn, actuator)
+            asked = self.asked(revision, sn, actuator)
+            return values in asked or any(self._within_dead_band(actuator, values, wanted) for wanted in asked)
         if actuator == "ems" and values[0] != self.wire.modes.get(control["kind"]):
             return False
         return bool(0 <= values[1] <= self.wire.raw_of(actuator, control["total_w"]))
+
+    def _within_dead_band(self, actuator: str, values: Values, wanted: Values) -> bool:
+        """Whether a device may have kept these raw values where others are wanted; of a limit only tighter ones (R21).
+
+        A generation limit is in per mille of the rating, and is not judged."""
+        if actuator not in ("ems", "export") or values[0] != wanted[0]:
+            return False
+        change = self.wire.watts_of(actuator, wanted[1]) - self.wire.watts_of(actuator, values[1])
+        return (0 if actuator == "export" else -self.limits.dead_band_w) <= change <= self.limits.dead_band_w
 
     def may_hold(self, revision: Revision, at: float) -> bool:
         return revision.start - CLOCK_S <= at <= revision.end + self.limits.late_s

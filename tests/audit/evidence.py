@@ -105,6 +105,7 @@ class Limits:
     answer_s: float = 15.0  # a signal younger than this may be unanswered
     switch_s: float = 5.0  # a switch takes effect within this
     max_in_flight: int = 0  # as the service was configured; 0 = not judged
+    dead_band_w: int = 0  # as the service was configured (R21)
     family_defaults: bool = False  # whether `family` is among the defaults (R37)
     open_events: bool = False  # True: accepted events may be without their close
     expect_events: int = 0

@@ -380,6 +380,37 @@ async def _audited_of(stack: Stack, topics: Iterable[str], *, events: int) -> Ve
     return verdict
 
 
+async def test_r21_within_the_dead_band_nothing_is_sent_and_who_takes_over_is_applied(stack: Stack) -> None:
+    stack.settings["GUARD__DEAD_BAND_W"] = "100"
+    fleet = [auto(n, "all") for n in range(12)]
+    await start(stack, fleet)
+    begun = time.time()
+
+    def asks(watts: int, limit: int) -> list[dict[str, Any]]:
+        return [{"kind": "charge", "each_w": watts}, {"kind": "export_limit", "each_w": limit}]
+
+    first = {"EMS Power Mode": CHARGE, "EMS Power Set": 1000, "Export Limit Enable": 1, "Export Power Limit": 4000}
+    await stack.send(stack.signal("first", end_at=begun + 16, targets=EVERYONE, controls=asks(1000, 4000), priority=20))
+    await until_shown(stack, dict.fromkeys(sns(fleet, "all"), first), "the first event")
+    # 40 W more to charge, and a limit that is 50 W tighter: the one is kept, the other is sent.
+    near: dict[str, Any] = {"end_at": begun + 20, "targets": EVERYONE, "controls": asks(1040, 3950), "priority": 10}
+    await stack.send(stack.signal("near", **near))
+    second = first | {"Export Power Limit": 3950}
+    await until_shown(stack, dict.fromkeys(sns(fleet, "all"), second), "the tighter limit")
+    for event_id in ("first", "near"):
+        report = await stack.until_closed(event_id)
+        assert told(report) == {"targeted": 12, "applied": 12}, event_id
+    assert _power(report) == {
+        "requested": 12 * 4990, "allocated": 12 * 4990, "acknowledged": 12 * 4950, "shortfall": 0,
+    }  # fmt: skip
+    assert report["release"] == {"due": 24, "confirmed": 24, "pending": 0, "refused": 0}
+    found = await sets(stack)
+    chains = {tuple(_told(c) for c in found[sn] if c["parameters"][0]["name"] == "EMS Power Mode") for sn in found}
+    assert chains == {((CHARGE, 1000), (AUTO, 0))}
+    await all_at_default(stack)
+    await audited(stack, events=2)
+
+
 async def test_r27_the_owners_choice_is_sent_over_once_and_then_left_alone(stack: Stack) -> None:
     """Every setpoint is read back. One owner changes it once, one insists."""
     stack.settings["DISPATCH__VERIFY"] = "all"

@@ -170,6 +170,31 @@ def test_superseded_needs_somebody_who_supersedes() -> None:
     assert run.rules(LIMITS) == {Rule.REPORT}
 
 
+@pytest.mark.parametrize(
+    ("kind", "told_w", "band_w", "right"),
+    [
+        ("charge", 950, 0, False),
+        ("charge", 950, 50, True),
+        ("charge", 1050, 50, True),
+        ("charge", 1051, 50, False),
+        ("export_limit", 950, 50, True),
+        ("export_limit", 1001, 50, False),  # looser than asked
+    ],
+)
+def test_r21_a_value_within_the_dead_band_is_right_and_a_looser_limit_is_not(
+    kind: str, told_w: int, band_w: int, right: bool
+) -> None:
+    run = Run()
+    run.registered(A)
+    run.event("e", 100, 200, [{"kind": kind, "each_w": 1000}])
+    actuator, values, default = (EMS, (11, told_w), AUTO) if kind == "charge" else (EXPORT, (1, told_w), NO_LIMIT)
+    row = run.row("e", A, kind, "applied", run.command(A, actuator, values, 101), told_w)
+    run.release(A, actuator, default, 201)
+    run.close("e", 210, [row], 3, 1)
+    run.edit("reports", event_is("e"), lambda b: b["power_w"].update(requested=1000, allocated=1000))
+    assert (found(run, replace(LIMITS, dead_band_w=band_w)) == []) == right
+
+
 # ------------------------------------------------------------------------- primacy
 
 
