@@ -115,8 +115,9 @@ def _within_dead_band(book: Shard, setpoints: Setpoints, held: Flags, first: I32
     if not band or actuator is Actuator.REACTIVE:  # a power factor has no watts
         return first, second
     if actuator is Actuator.ACTIVE:
-        change = (first - c["first"]) * (book.roster.ability["rated_w"][: len(c)] / 1000)
-        alike = np.ones(len(c), bool)
+        rated_w = book.roster.ability["rated_w"][: len(c)]
+        change = (first - c["first"]) * (rated_w / 1000)
+        alike = rated_w > 0  # else nobody knows how many watts a step is
     else:
         change = (second - c["second"]).astype(np.float64)
         alike = first == c["first"]

@@ -266,6 +266,16 @@ class TestR21DeadBand:
         w.run(3)
         assert (w.devices[sn][EXPORT], w.devices[sn][ACTIVE]) == ((1, 3899), (589, 0)), "no limit is exceeded"
 
+    def test_r21_without_a_rating_no_change_of_a_generation_limit_is_small(self) -> None:
+        w, sn = self.world()
+        row = w.book.roster.row_of[sn]
+        w.book.roster.ability["rated_w"][row] = 0  # neither the registry nor the serial number tells it
+        w.event("a", controls=(percent(60),), end=100)
+        w.run(5)
+        w.event("b", controls=(percent(30),), priority=1, end=100)
+        w.run(5)
+        assert w.devices[sn][ACTIVE] == (300, 0)
+
     def test_r21_another_mode_or_power_factor_is_no_small_step(self) -> None:
         w, sn = self.world()
         w.event("a", controls=(charge(50), cos_phi(0.95, "over")), end=100)
