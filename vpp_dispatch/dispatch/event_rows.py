@@ -19,7 +19,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from vpp_dispatch.domain.account import LATENCY_BUCKETS_S, Counts, Latency
+from vpp_dispatch.domain.account import LATENCY_BUCKETS_S, SUMMED, Counts, Latency
 from vpp_dispatch.domain.event import Answer, Event, Run, Told
 from vpp_dispatch.domain.inputs import Switches
 from vpp_dispatch.domain.signal import Signal
@@ -29,12 +29,6 @@ LIFE, COUNTS, SIGNAL, ANSWER = "life", "counts", "signal-", "answer-"
 
 SWITCHES, STATE = "switches", "state"
 """Name and kind of the switches' row; an event's name has a slash."""
-
-_NUMBERS = (
-    "release_due", "release_confirmed", "release_refused", "requested_w", "allocated_w", "acknowledged_w", "published",
-    "retried", "duplicate_results", "late_results", "held_at_end", "won_at_end", "measured_w",
-    "measured", "unmeasured",
-)  # fmt: skip
 
 
 class _Life(msgspec.Struct, kw_only=True):
@@ -63,7 +57,7 @@ class _ShardCounts(msgspec.Struct, array_like=True):
     sequence: int
     states: tuple[int, ...]
     reasons: dict[str, int]
-    numbers: tuple[int, ...]  # in the order of _NUMBERS
+    numbers: tuple[int, ...]  # as SUMMED names them
     publish: tuple[list[int], float]
     result: tuple[list[int], float]
     settled: bool
@@ -187,7 +181,7 @@ def _flat(shard: int, told: Told) -> _ShardCounts:
         told.sequence,
         counts.states,
         counts.reasons,
-        tuple(getattr(counts, name) for name in _NUMBERS),
+        tuple(getattr(counts, name) for name in SUMMED),
         _trimmed(counts.publish_latency),
         _trimmed(counts.result_latency),
         counts.settled,
@@ -203,7 +197,7 @@ def _told(flat: _ShardCounts) -> Told:
         result_latency=_whole(*flat.result),
         settled=flat.settled,
         closed=flat.closed,
-        **dict(zip(_NUMBERS, flat.numbers, strict=False)),  # rows of older versions have fewer
+        **dict(zip(SUMMED, flat.numbers, strict=False)),  # rows of older versions have fewer
     )
     return Told(epoch=flat.epoch, sequence=flat.sequence, counts=counts)
 

@@ -111,3 +111,10 @@ class Counts:
     @property
     def targeted(self) -> int:
         return sum(self.states)
+
+
+SUMMED = (
+    "release_due", "release_confirmed", "release_refused", "requested_w", "allocated_w", "acknowledged_w", "published",
+    "retried", "duplicate_results", "late_results", "held_at_end", "won_at_end", "measured_w", "measured", "unmeasured",
+)  # fmt: skip
+"""The numbers of Counts that fold by addition. Saved in this order: a new one goes to the end."""

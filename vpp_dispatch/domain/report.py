@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
-from vpp_dispatch.domain.account import LATENCY_BUCKETS_S, Counts, Latency, State
+from vpp_dispatch.domain.account import LATENCY_BUCKETS_S, SUMMED, Counts, Latency, State
 from vpp_dispatch.domain.answer import (
     CommandAccount,
     EventState,
@@ -18,12 +18,6 @@ from vpp_dispatch.domain.answer import (
     Report,
     ShardAccount,
 )
-
-_SUMMED = (
-    "release_due", "release_confirmed", "release_refused", "requested_w", "allocated_w", "acknowledged_w", "published",
-    "retried", "duplicate_results", "late_results", "held_at_end", "won_at_end", "measured_w",
-    "measured", "unmeasured",
-)  # fmt: skip
 
 
 def fold(counts: Iterable[Counts]) -> Counts:
@@ -41,7 +35,7 @@ def fold(counts: Iterable[Counts]) -> Counts:
         result_latency=_fold_latency([part.result_latency for part in parts]),
         settled=all(part.settled for part in parts),
         closed=all(part.closed for part in parts),
-        **{name: sum(getattr(part, name) for part in parts) for name in _SUMMED},
+        **{name: sum(getattr(part, name) for part in parts) for name in SUMMED},
     )
 
 
