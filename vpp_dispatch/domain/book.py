@@ -80,6 +80,7 @@ class Book(Shard):
         self._found: list[tuple[Actuator, Due]] = []
         self._found_until = 0.0
         self._owes: bool | None = None
+        self._sampled = False  # telemetry has come since the last reconciliation
 
     # ------------------------------------------------------------------ fold
 
@@ -116,6 +117,7 @@ class Book(Shard):
                     self.grow()
                     self.registry_defaults(changed)
                 case Telemetry():
+                    self._sampled = True
                     back = self.roster.observe(message.operations, message.batteries)
                     if back:
                         for setpoints in self.setpoints.values():
@@ -232,6 +234,7 @@ class Book(Shard):
         for setpoints in self.setpoints.values():
             setpoints.stirred = False
         self._reconciled_at = now
+        self._sampled = False
         self._want_defaults(now)
         self._forget(now)
         self.due_at = self._found_until = 0.0
@@ -251,7 +254,8 @@ class Book(Shard):
         if membership.release:
             self._release(membership, now)
             return
-        membership.measure(self.roster)
+        if self._sampled or now >= membership.end_at:  # then too: a sample may have come before its setpoint's result
+            membership.measure(self.roster)
         if now >= membership.end_at:
             for part in membership.parts:
                 self.observe(membership, part, now, last=True)

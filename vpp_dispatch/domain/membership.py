@@ -264,7 +264,7 @@ class Membership:
 
     def measure(self, roster: Roster) -> None:
         """Keeps the newest sample of each device that telemetry took while the setpoint stood (R34)."""
-        if not self.started or self.ended or not roster.facts["at"].any():
+        if not self.started or self.ended:
             return
         for part in self.parts:
             if part.control is None or not has_watts(part.control):
@@ -274,11 +274,12 @@ class Membership:
             if len(part.samples) != len(m):
                 part.samples = np.zeros(len(m), SAMPLE)
             column, sign = MEASURED[part.control.kind]
-            facts = roster.facts[m["row"][index]]
-            new = facts["online"] & (facts["at"] >= m["result_at"][index]) & (facts["at"] > part.samples["at"][index])
-            new &= np.isfinite(facts[column])
-            part.samples["at"][index[new]] = facts["at"][new]
-            part.samples["watts"][index[new]] = sign * facts[column][new]
+            rows, facts = m["row"][index], roster.facts
+            at, watts = facts["at"][rows], facts[column][rows]
+            new = facts["online"][rows] & (at >= m["result_at"][index]) & (at > part.samples["at"][index])
+            new &= np.isfinite(watts)
+            part.samples["at"][index[new]] = at[new]
+            part.samples["watts"][index[new]] = sign * watts[new]
 
     def _measured(self, part: Part) -> tuple[float, int, int]:
         """(W, devices behind it, devices without a sample) of the applied and verified members of a part."""

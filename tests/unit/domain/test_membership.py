@@ -361,6 +361,20 @@ class TestMeasured:
         w.run(10)
         assert self.told(w) == (3600, 2, 0)
 
+    def test_r34_a_sample_that_comes_before_its_setpoints_result_counts(self) -> None:
+        w, sns = self.world()
+        w.fate = lambda sent: ResultCode.SUCCESS if sent.query or w.now > 1010 else None
+        w.run(7)
+        for sn in sns:
+            observe(w, sn, battery_power_w=-1800.0)
+        sent = [s for s in w.sent if not s.query]
+        results = _last_results(w, sent[0]), _last_results(w, sent[1])
+        w.run(1)
+        for result in results:  # GoodWe's answers are from when the sample was taken, and come later
+            w.put(result)
+        w.run(30)
+        assert self.told(w) == (3600, 2, 0)
+
     def test_r34_a_device_without_a_sample_is_told(self) -> None:
         w, sns = self.world()
         observe(w, sns[1], battery_power_w=-1900.0)  # before the start
